@@ -1,0 +1,177 @@
+"""What a degradation is, what it may know of the scene, and `replay`: the only way pixels are degraded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from pairforge.image import (
+    Image,
+    Pixels,
+    Plane,
+    linear_to_srgb,
+    pixels_to_linear,
+    srgb_to_linear,
+    to_float,
+)
+from pairforge.records import Step
+from pairforge.rng import Rng, rng_from_seed
+
+Need = Literal["depth", "second", "frames"]
+Layer = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+class Params(BaseModel):
+    """Sampled parameters of one step: JSON-exact, no defaults, units in names, every field moves pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Distance of every pixel of a base, with its origin.
+
+    `z_m` is planar depth in metres (H, W); sky pixels hold the far limit. `sky` is the probability of
+    sky in [0, 1]. `focal_px` is the focal length in pixels, the principal point is the image centre.
+    `confidence` in [0, 1] says how far the provider trusts itself; `metric` whether metres are measured
+    or assumed.
+    """
+
+    z_m: Plane
+    sky: Plane
+    focal_px: float
+    provider: str
+    revision: str
+    confidence: float
+    metric: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a degradation may know besides its input. All arrays share the size of the base."""
+
+    depth: Depth | None = None
+    second: Pixels | None = None
+    frames: tuple[Pixels, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Result of one step, in the step's own space.
+
+    `target` is what HQ must be, given that the input was clean: the input itself (the same object)
+    unless the step moves or dims what a restorer should return. `layers` are supervision maps,
+    quantised, at the size of the image; `realised` holds JSON values found while rendering. Neither is
+    ever an input of replay.
+    """
+
+    image: Image
+    target: Image
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    realised: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Degradation(Generic[P]):
+    """One kind of degradation: how its parameters are drawn and what they do to pixels.
+
+    `sample` maps severity in [0, 1] to parameters and never sees the image. `apply` is pure and never
+    mutates; its input and output are linear light when `space` is "linear" (values above 1 are kept
+    between linear steps), sRGB code values otherwise. `version` grows by one whenever the same
+    parameters give other pixels. `source` names paper and equation.
+    """
+
+    name: str
+    version: int
+    params_type: type[P]
+    sample: Callable[[float, Rng], P]
+    apply: Callable[[Image, P, Scene, Rng], Rendered]
+    space: Literal["srgb", "linear"]
+    needs: frozenset[Need]
+    source: str
+
+
+def sample_step(degradation: Degradation[Any], severity: float, params_rng: Rng, pixels_seed: str) -> Step:
+    """Draw the parameters of one step. Raises ValueError for a severity outside [0, 1]."""
+    if not 0.0 <= severity <= 1.0:
+        raise ValueError(f"severity {severity} of {degradation.name} is outside 0..1")
+    params = degradation.sample(severity, params_rng)
+    return Step(
+        name=degradation.name,
+        version=degradation.version,
+        severity=severity,
+        params=params.model_dump(mode="json"),
+        seed=pixels_seed,
+    )
+
+
+def replay_with(
+    base: Pixels, steps: Sequence[Step], scene: Scene, catalog: Mapping[str, Degradation[Any]]
+) -> Rendered:
+    """Apply recorded steps to a base; image and target of the result are sRGB-encoded, in [0, 1].
+
+    `realised` and `layers` are those of each step, keyed `{index}_{step}` and, where two steps give a
+    layer of the same name, `{layer}_{index}`. Raises ValueError for an unknown step, another version
+    of it, parameters that do not fit, or a scene that lacks what a step needs.
+    """
+    space: str = "linear" if steps and _find(steps[0], catalog).space == "linear" else "srgb"
+    image = target = pixels_to_linear(base) if space == "linear" else to_float(base)
+    layers: dict[str, Layer] = {}
+    realised: dict[str, Any] = {}
+    for index, step in enumerate(steps):
+        degradation = _find(step, catalog)
+        if degradation.space != space:
+            convert = srgb_to_linear if degradation.space == "linear" else linear_to_srgb
+            clean = target is image
+            image = convert(image)
+            target = image if clean else convert(target)
+            space = degradation.space
+        image, target, rendered = _apply_step(degradation, step, image, target, scene)
+        realised[f"{index}_{step.name}"] = dict(rendered.realised)
+        for name, layer in rendered.layers.items():
+            layers[name if name not in layers else f"{name}_{index}"] = layer
+    if space == "linear":
+        target = linear_to_srgb(target) if target is not image else image
+        image = linear_to_srgb(image)
+    return Rendered(image, target, layers, realised)
+
+
+def _find(step: Step, catalog: Mapping[str, Degradation[Any]]) -> Degradation[Any]:
+    degradation = catalog.get(step.name)
+    if degradation is None:
+        raise ValueError(f"unknown degradation {step.name!r}; known: {', '.join(sorted(catalog))}")
+    if degradation.version != step.version:
+        raise ValueError(
+            f"step {step.name!r} was rendered by version {step.version}; this installation has version "
+            f"{degradation.version}, whose pixels differ"
+        )
+    return degradation
+
+
+def _apply_step(
+    degradation: Degradation[Any], step: Step, image: Image, target: Image, scene: Scene
+) -> tuple[Image, Image, Rendered]:
+    held = {
+        "depth": scene.depth is not None,
+        "second": scene.second is not None,
+        "frames": bool(scene.frames),
+    }
+    missing = sorted(need for need in degradation.needs if not held[need])
+    if missing:
+        raise ValueError(f"degradation {step.name!r} needs {', '.join(missing)}, which this scene lacks")
+    params = degradation.params_type.model_validate(step.params)
+    rendered = degradation.apply(image, params, scene, rng_from_seed(step.seed))
+    assert rendered.image.dtype == np.float32, f"{step.name} returned {rendered.image.dtype}"
+    if rendered.target is image:
+        return rendered.image, target, rendered
+    if target is image:
+        return rendered.image, rendered.target, rendered
+    # An earlier step already separated image and target: move or dim the clean side in the same way.
+    of_target = degradation.apply(target, params, scene, rng_from_seed(step.seed))
+    return rendered.image, of_target.target, rendered

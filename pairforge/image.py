@@ -1,0 +1,103 @@
+"""Pixels: colour conversion, quantisation, lossless coding. No other file converts colour or rounds to codes.
+
+`Image` is float32 RGB of shape (H, W, 3), sRGB-encoded, in [0, 1]. A name that ends in `_lin` holds
+linear light, which may exceed 1 until it is encoded. `Pixels` is 8-bit sRGB RGB of the same shape.
+
+Conversions go through 65,536-entry tables (largest error 0.05 of an 8-bit code) and not through `pow`,
+whose last bits depend on the CPU.
+"""
+
+from functools import cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+Plane = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+_STEPS = 65535
+LUMA_LIN = (0.2126, 0.7152, 0.0722)
+"""Rec. 709 weights of linear RGB in relative luminance Y."""
+
+
+def use_one_thread() -> None:
+    """Pin OpenCV to one thread: PairForge runs many processes, each of which must not claim every core."""
+    cv2.setNumThreads(1)
+
+
+@cache
+def _decode_table() -> NDArray[np.float32]:
+    code = np.linspace(0.0, 1.0, _STEPS + 1)
+    return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+@cache
+def _encode_table() -> NDArray[np.float32]:
+    light = np.linspace(0.0, 1.0, _STEPS + 1)
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
+@cache
+def _decode_table_8bit() -> NDArray[np.float32]:
+    return _decode_table()[np.arange(256) * 257]
+
+
+def _table_index(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    scaled = values * np.float32(_STEPS)
+    np.clip(scaled, 0, _STEPS, out=scaled)
+    scaled += np.float32(0.5)
+    return scaled.astype(np.uint16)
+
+
+def srgb_to_linear(image: Image) -> Image:
+    """IEC 61966-2-1 decoding; input is clipped to [0, 1]."""
+    return np.take(_decode_table(), _table_index(image))
+
+
+def linear_to_srgb(image_lin: Image) -> Image:
+    """IEC 61966-2-1 encoding; input is clipped to [0, 1], which ends a linear block."""
+    return np.take(_encode_table(), _table_index(image_lin))
+
+
+def pixels_to_linear(pixels: Pixels) -> Image:
+    """Exact linear light of 8-bit codes; the fast way into linear light."""
+    image_lin: Image = cv2.LUT(pixels, _decode_table_8bit())
+    return image_lin
+
+
+def to_float(pixels: Pixels) -> Image:
+    """8-bit codes to [0, 1]."""
+    return pixels.astype(np.float32) * np.float32(1 / 255)
+
+
+def to_pixels(image: Image) -> Pixels:
+    """[0, 1] to 8-bit codes, clipped and rounded to nearest."""
+    scaled = image * np.float32(255)
+    scaled += np.float32(0.5)
+    np.clip(scaled, 0, 255.5, out=scaled)
+    return scaled.astype(np.uint8)
+
+
+def luminance(image_lin: Image) -> Plane:
+    """Relative luminance (H, W) of linear light."""
+    plane: Plane = cv2.transform(image_lin, np.array([LUMA_LIN], np.float32))
+    return plane
+
+
+def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """Lossless PNG of 8-bit RGB (H, W, 3) or of an 8- or 16-bit plane (H, W); same pixels, same bytes."""
+    stored = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    done, buffer = cv2.imencode(".png", stored)
+    assert done, f"PNG encoder refused an array of shape {pixels.shape}, {pixels.dtype}"
+    return bytes(buffer)
+
+
+def decode_png(data: bytes) -> Pixels:
+    """8-bit RGB of a PNG that PairForge wrote. Raises ValueError for anything else."""
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.ndim != 3 or stored.shape[2] != 3 or stored.dtype != np.uint8:
+        raise ValueError("not an 8-bit RGB PNG")
+    pixels: Pixels = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
+    return pixels
