@@ -8,6 +8,7 @@ whose last bits depend on the CPU.
 """
 
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -101,3 +102,14 @@ def decode_png(data: bytes) -> Pixels:
         raise ValueError("not an 8-bit RGB PNG")
     pixels: Pixels = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
     return pixels
+
+
+def save_picture(pixels: Pixels, path: Path) -> None:
+    """Write a picture for people to look at. Raises ValueError for an extension that is not known."""
+    allowed = (".png", ".jpg", ".jpeg", ".webp")
+    if path.suffix.lower() not in allowed:
+        raise ValueError(f"cannot write {path}: allowed extensions are {' '.join(allowed)}")
+    done, buffer = cv2.imencode(path.suffix.lower(), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    assert done, f"encoder refused an array of shape {pixels.shape}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(buffer))

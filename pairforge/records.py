@@ -38,6 +38,10 @@ class InfraError(Exception):
     """Storage or machinery failed, not the data: the part is tried again, a bounded number of times."""
 
 
+class TooManyFailedError(Exception):
+    """More records failed, or more parts were given up, than the config allows; the run stopped."""
+
+
 class Frozen(BaseModel):
     """Base of every stored model: immutable, no unknown fields, no NaN."""
 
@@ -52,3 +56,64 @@ class Step(Frozen):
     severity: float = Field(ge=0, le=1)
     params: Mapping[str, Any]
     seed: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
+class SourceRef(Frozen):
+    """Where a record's pixels come from, as the record and its shard row tell it."""
+
+    source_id: str = Field(pattern=r"^[0-9a-f]{24}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    uri: str
+    kind: str
+    group: str
+    licence: str
+    attribution: str
+    width: int
+    height: int
+
+
+class BaseRef(Frozen):
+    """The 8-bit image a record starts from: how it was cut from the source, and its hash.
+
+    `scale` is base pixels per source pixel; `crop_px` is x, y, width, height in the scaled source.
+    `sha256` is that of the base's PNG bytes.
+    """
+
+    policy: str
+    size_px: int
+    scale: float
+    crop_px: tuple[int, int, int, int]
+    width: int
+    height: int
+    sha256: str
+
+
+class Asset(Frozen):
+    """A stored image besides the base that replay needs: `name` below the dataset's root, and its hash."""
+
+    role: str
+    name: str
+    sha256: str
+    source: SourceRef | None
+
+
+class Sample(Frozen):
+    """The JSON of one kept record: what determines its pixels, and what explains them."""
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    line: str
+    category: str
+    split: str
+    recipe: str
+    recipe_version: int
+    variant: int
+    source: SourceRef
+    base: BaseRef | None
+    assets: tuple[Asset, ...]
+    scene: Mapping[str, Any]
+    steps: tuple[Step, ...]
+    realised: Mapping[str, Any]
+    lq_sha256: str
+    hq_sha256: str
+    versions: Mapping[str, str]

@@ -1,0 +1,411 @@
+"""The `pairforge` command.
+
+Exit codes: 0 done; 1 a bug; 2 a wrong call, config or input; 3 done, but some sources or records
+failed; 4 stopped: too many failed; 5 verification found faults; 6 storage or machinery failed; 130
+interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from pipelines.console import (
+    FLAWED,
+    UNVERIFIED,
+    err,
+    guarded,
+    human_bytes,
+    in_words,
+    out,
+    print_json,
+    print_table,
+    show_progress,
+)
+
+app = typer.Typer(
+    help="Training pairs for image restoration: replayable, verified, resumable.",
+    epilog="Exit codes: 0 done, 1 bug, 2 wrong call or config, 3 done but some sources or records failed, "
+    "4 too many failed, 5 verification found faults, 6 storage failed, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML config of a run.")]
+DatasetUrl = Annotated[str, typer.Argument(help="Dataset folder or s3:// URL, or .../snapshots/ID to pin one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def validate(config: ConfigPath, as_json: AsJson = False) -> None:
+    """Check a config; with --json print it with every default filled in."""
+    loaded = _load(config)
+    if as_json:
+        print_json(loaded.model_dump(mode="json"))
+    else:
+        variants = sum(recipe.variants for recipe in loaded.recipes)
+        out.print(f"{escape(str(config))}: valid; {len(loaded.recipes)} recipes, {variants} records per photo")
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    as_json: AsJson = False,
+    measure: Annotated[int, typer.Option(help="Records per category to render for the estimate.", min=0)] = 2,
+) -> None:
+    """Say what a run would do: counts, bytes, time, and what is done already. Writes nothing."""
+    from pipelines.estimate import estimate
+
+    found = estimate(_load(config), measure)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        f"plan of {config}",
+        ("category", "parts", "parts done", "records", "records done", "bytes", "core-seconds"),
+        [*found["categories"], {"category": "total", **found["total"]}],
+    )
+    out.print(f"sources: {in_words(found['sources'])}")
+    if measure:
+        out.print(
+            f"left to do: about {human_bytes(found['bytes_left'])} and {found['seconds_left']:.0f} s on "
+            f"{found['workers']} workers, measured on {found['measured']} records rendered here"
+        )
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Parallel parts; overrides the config.", min=1)] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make everything planned and missing, then publish a snapshot."""
+    from pairforge.snapshot import open_snapshot
+    from pipelines.run import Outline, open_executor
+    from pipelines.run import run as run_line
+
+    loaded = _load(config)
+    if workers:
+        loaded = loaded.model_copy(update={"run": loaded.run.model_copy(update={"workers": workers})})
+    with show_progress(as_json) as progress:
+        task = progress.add_task("rendering", total=None)
+
+        def on_plan(planned: Outline) -> None:
+            left = sum(count for _, count in planned.pending)
+            progress.update(task, total=planned.records, completed=planned.records - left)
+
+        report = run_line(
+            loaded,
+            lambda settings, output: open_executor(settings, output, local, os.cpu_count() or 1),
+            on_plan,
+            lambda marker: progress.update(task, advance=marker.planned),
+        )
+    snapshot = open_snapshot(loaded.output)
+    if sheet is not None:
+        _write_sheet(snapshot, sheet, None, 3, 3, 192)
+    if as_json:
+        print_json({**_report(report), "categories": snapshot.summary(), "sheet": str(sheet) if sheet else None})
+    else:
+        _print_run(report, snapshot, loaded.output, config, sheet)
+    raise typer.Exit(FLAWED if report.flawed else 0)
+
+
+def _report(report: Any) -> dict[str, Any]:
+    fields = ("snapshot", "published", "parts_made", "parts_before", "sources", "fates", "reasons")
+    return {**{name: getattr(report, name) for name in fields}, "seconds": round(report.seconds, 1)}
+
+
+def _print_run(report: Any, snapshot: Any, output: str, config: Path, sheet: Path | None) -> None:
+    _print_summary(snapshot)
+    out.print(f"sources: {in_words(report.sources)}")
+    if report.reasons:
+        out.print(f"not kept: {in_words(report.reasons)}")
+    made = f"{report.parts_made} shards made" if report.parts_made else "nothing left to do"
+    out.print(f"{made}, {report.parts_before} were there; {report.seconds:.1f} s; snapshot {report.snapshot}")
+    if sheet is not None:
+        out.print(f"contact sheet: {escape(str(sheet))}")
+    out.print("next:")
+    for command in (
+        f"pairforge inspect {output}",
+        f"pairforge verify {output} --replay all",
+        f"pairforge preview {output} --category {snapshot.summary()[0]['category']} -o sheet.png",
+        f"pairforge plan {config}",
+    ):
+        out.print(f"  {escape(command)}")
+
+
+@app.command()
+def status(
+    target: Annotated[str, typer.Argument(help="Config, or dataset folder or s3:// URL.")], as_json: AsJson = False
+) -> None:
+    """How far the latest run is; reads storage alone, so any machine can ask."""
+    from pairforge.storage import open_storage
+    from pipelines.run import read_status
+
+    url = _load(Path(target)).output if target.endswith((".yaml", ".yml")) else target
+    try:
+        found = read_status(open_storage(url))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no run has written to {url} yet") from error
+    if as_json:
+        print_json(found)
+        return
+    out.print(
+        f"{found['name']}: {found['records_done']} of {found['records']} records, "
+        f"{found['parts_done']} of {found['parts']} parts, {human_bytes(found['bytes'])}"
+    )
+    out.print(
+        f"kept {found['kept']}, rejected {found['rejected']}, failed {found['failed']}"
+        + (f" ({in_words(found['reasons'])})" if found["reasons"] else "")
+    )
+    out.print(f"latest snapshot: {found['latest_snapshot'] or 'none'}")
+
+
+@app.command()
+def verify(
+    dataset: DatasetUrl,
+    replay: Annotated[str, typer.Option(help="Also render N samples again, or `all`.")] = "0",
+    tolerance: Annotated[
+        int, typer.Option(help="Codes a replayed pixel may differ by (another CPU or version).", min=0, max=255)
+    ] = 0,
+    workers: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a snapshot: checksums, tar rules, counts; with --replay also that pixels come out again."""
+    from pairforge.snapshot import open_snapshot
+    from pairforge.snapshot import verify as verify_snapshot
+    from pipelines.verification import replay_snapshot
+
+    if replay != "all" and not replay.isdecimal():
+        raise ValueError(f"--replay {replay!r}: allowed are a number and `all`")
+    snapshot = open_snapshot(dataset)
+    count = None if replay == "all" else int(replay)
+    with show_progress(as_json) as progress:
+        task = progress.add_task("checking", total=len(snapshot.manifest.shards))
+        report = verify_snapshot(snapshot, lambda shard: progress.advance(task))
+        problems, replayed, without = list(report.problems), 0, 0
+        if count != 0 and not problems:
+            task = progress.add_task("replaying", total=count or report.samples)
+            again = replay_snapshot(
+                snapshot,
+                count,
+                tolerance,
+                workers or os.cpu_count() or 1,
+                lambda samples: progress.update(task, advance=samples),
+            )
+            replayed, without = again.replayed, again.without_steps
+            problems += again.problems
+    result = {
+        "snapshot": snapshot.manifest.id,
+        "shards": report.shards,
+        "samples": report.samples,
+        "bytes": report.bytes,
+        "replayed": replayed,
+        "without_steps": without,
+        "problems": problems,
+    }
+    if as_json:
+        print_json(result)
+    else:
+        for problem in problems[:50]:
+            err.print(f"[red]fault[/red] {escape(problem)}")
+        if len(problems) > 50:
+            err.print(f"... and {len(problems) - 50} more")
+        out.print(
+            f"snapshot {result['snapshot']}: {report.shards} shards, {report.samples} samples, "
+            f"{human_bytes(report.bytes)} read; {replayed} replayed"
+            + (f", {without} imported without steps" if without and count != 0 else "")
+            + (f"; {len(problems)} faults" if problems else "; no fault")
+        )
+    raise typer.Exit(UNVERIFIED if problems else 0)
+
+
+@app.command()
+def inspect(
+    dataset: DatasetUrl,
+    key: Annotated[str | None, typer.Argument(help="Key of one kept record.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the record's files here.")] = None,
+    fate: Annotated[str | None, typer.Option(help="List the records that were rejected or failed.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a snapshot, the records of one fate, or one record with all its parameters."""
+    from pairforge.shards import sample_json
+    from pairforge.snapshot import open_snapshot
+
+    snapshot = open_snapshot(dataset)
+    if key is not None:
+        try:
+            _, files = snapshot.find(key)
+        except KeyError as error:
+            raise ValueError(str(error.args[0])) from error
+        print_json(sample_json(files))
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            for extension, data in files.items():
+                (output / f"{key}.{extension}").write_bytes(data)
+        return
+    if fate is not None:
+        _print_fate(snapshot, fate, as_json)
+        return
+    manifest = snapshot.manifest
+    if as_json:
+        print_json(
+            {
+                "snapshot": manifest.id,
+                "date": manifest.date,
+                "name": manifest.name,
+                "sources": manifest.sources,
+                "excluded": len(manifest.excluded),
+                "categories": snapshot.summary(),
+                "reasons": snapshot.reasons(),
+            }
+        )
+        return
+    _print_summary(snapshot)
+    out.print(f"sources: {in_words(manifest.sources)}; excluded by review: {len(manifest.excluded)}")
+    if snapshot.reasons():
+        out.print(f"not kept: {in_words(snapshot.reasons())}")
+    for key in snapshot.first_keys(3):
+        out.print(f"e.g. pairforge inspect {escape(dataset)} {key}")
+
+
+def _print_fate(snapshot: Any, fate: str, as_json: bool) -> None:
+    from pairforge.records import Fate
+
+    if fate not in set(Fate):
+        raise ValueError(f"--fate {fate!r}: allowed are {', '.join(Fate)}")
+    rows = snapshot.rows(["key", "fate", "reason", "detail", "uri"], include_excluded=True).to_pylist()
+    rows = [row for row in rows if row["fate"] == fate]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(f"{len(rows)} {fate} records", ("key", "reason", "detail", "uri"), rows)
+
+
+@app.command()
+def preview(
+    dataset: DatasetUrl,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG or JPEG to write.")] = Path("preview.png"),
+    category: Annotated[list[str] | None, typer.Option(help="Only these categories.")] = None,
+    per_category: Annotated[int, typer.Option(min=1, max=200)] = 3,
+    columns: Annotated[int, typer.Option(help="Pairs a row.", min=1, max=12)] = 3,
+    thumb_px: Annotated[int, typer.Option(help="Side of one picture.", min=48, max=1024)] = 192,
+) -> None:
+    """Write a contact sheet: LQ beside HQ with the drawn parameters."""
+    from pairforge.snapshot import open_snapshot
+
+    _write_sheet(open_snapshot(dataset), output, category, per_category, columns, thumb_px)
+    out.print(escape(str(output)))
+
+
+@app.command()
+def degrade(
+    image: Annotated[Path, typer.Argument(help="A clean photo.")],
+    kind: Annotated[str, typer.Option("--type", help="Name of a degradation.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
+    severity: Annotated[float, typer.Option(help="0 to 1.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    second: Annotated[Path | None, typer.Option(help="Second photo, for reflection.")] = None,
+    target: Annotated[Path | None, typer.Option(help="Also write what HQ would be.")] = None,
+) -> None:
+    """Degrade one photo; print the drawn parameters as JSON."""
+    from pipelines.single import degrade_file
+
+    print_json(degrade_file(image, kind, severity, seed, output, second, target))
+
+
+@app.command(name="import")
+def import_(
+    output: Annotated[str, typer.Argument(help="Dataset folder or s3:// URL to write.")],
+    lq: Annotated[str, typer.Option(help="Folder of degraded images.")],
+    hq: Annotated[str, typer.Option(help="Folder of clean images, same names.")],
+    name: Annotated[str, typer.Option(help="Name of the set, a-z 0-9 _.")],
+    category: Annotated[str, typer.Option(help="Category of all pairs, a-z 0-9 _.")],
+    licence: Annotated[str, typer.Option(help="Licence of all pairs.")],
+    attribution: Annotated[str, typer.Option()] = "",
+    val: Annotated[float, typer.Option(help="Share held out for validation.", min=0, max=0.9)] = 0.0,
+    records_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Turn existing LQ/HQ folders (BasicSR layout) into a snapshot."""
+    from pydantic import ValidationError
+
+    from pairforge.snapshot import open_snapshot
+    from pipelines.importing import ImportSettings, import_pairs
+
+    try:
+        settings = ImportSettings.model_validate(
+            {
+                "name": name,
+                "category": category,
+                "lq": lq,
+                "hq": hq,
+                "licence": licence,
+                "attribution": attribution,
+                "splits": {"val": val, "test": 0.0},
+                "records_per_shard": records_per_shard,
+            }
+        )
+    except ValidationError as error:
+        raise ValueError(
+            "; ".join(f"--{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        ) from error
+    manifest, made = import_pairs(settings, output)
+    snapshot = open_snapshot(output)
+    failed = sum(shard.failed for shard in manifest.shards)
+    if as_json:
+        print_json({"snapshot": manifest.id, "shards_made": made, "categories": snapshot.summary()})
+    else:
+        _print_summary(snapshot)
+        if snapshot.reasons():
+            out.print(f"not kept: {in_words(snapshot.reasons())}  (pairforge inspect {escape(output)} --fate rejected)")
+    raise typer.Exit(FLAWED if failed else 0)
+
+
+@app.command()
+def remove(
+    config: ConfigPath,
+    source_ids: Annotated[list[str], typer.Argument(help="24-digit source ids.")],
+    why: Annotated[str, typer.Option(help="Reason, kept in the catalog.")],
+) -> None:
+    """Take sources out for good; the next run remakes only the shards that used them."""
+    from pairforge.storage import open_storage
+    from pipelines.catalog import Catalog
+
+    Catalog(open_storage(_load(config).output)).remove(source_ids, why)
+    out.print(
+        f"{len(source_ids)} sources removed; run `pairforge run {escape(str(config))}` for a snapshot without them"
+    )
+
+
+def _load(config: Path) -> Any:
+    from pairforge.config import load_config
+    from pipelines.settings import RunConfig
+
+    return load_config(config, RunConfig)
+
+
+def _write_sheet(
+    snapshot: Any, output: Path, categories: Sequence[str] | None, per_category: int, columns: int, thumb_px: int
+) -> None:
+    from pairforge.image import save_picture
+    from pipelines.preview import contact_sheet, pick_samples
+
+    save_picture(contact_sheet(list(pick_samples(snapshot, categories, per_category)), columns, thumb_px), output)
+
+
+def _print_summary(snapshot: Any) -> None:
+    fields = ("category", "planned", "kept", "rejected", "failed", "bytes")
+    print_table(f"snapshot {snapshot.manifest.id} of {snapshot.manifest.name}", fields, snapshot.summary())
+
+
+def main() -> None:
+    """Entry point of the `pairforge` command."""
+    sys.exit(guarded(app))

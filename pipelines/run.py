@@ -1,0 +1,267 @@
+"""One run of the synthesis line: catalog, plan, make what is missing, publish a snapshot."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pairforge.config import canonical_json, fingerprint
+from pairforge.records import InfraError, TooManyFailedError
+from pairforge.shards import Marker, ShardName, read_marker
+from pairforge.snapshot import publish, read_latest, write_snapshot
+from pairforge.storage import Storage, open_storage
+from pipelines.catalog import Catalog
+from pipelines.engine import (
+    Executor,
+    LocalExecutor,
+    RayExecutor,
+    Resources,
+    Stage,
+    run_parts,
+    start_embedded_ray,
+)
+from pipelines.plan import Part, RenderSettings, plan_parts, render_settings
+from pipelines.settings import RunConfig
+from pipelines.synthesis import make_part, pixel_versions
+
+RUN_FILE = "runs/latest.json"
+_FRACTION_AFTER_RECORDS = 20
+"""The failed fraction is not judged on fewer records than this, unless the run has no more."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All parts of a plan by name, how many records each holds, and which are committed already."""
+
+    parts: tuple[tuple[ShardName, int], ...]
+    done: frozenset[str]
+
+    @property
+    def records(self) -> int:
+        return sum(count for _, count in self.parts)
+
+    @property
+    def pending(self) -> tuple[tuple[ShardName, int], ...]:
+        return tuple((name, count) for name, count in self.parts if name.marker not in self.done)
+
+
+@dataclass
+class Tally:
+    """Counts of a run while it goes on."""
+
+    records: int
+    parts_made: int = 0
+    fates: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    given_up: dict[str, str] = field(default_factory=dict)
+
+    def add(self, marker: Marker) -> None:
+        self.parts_made += 1
+        self.fates.update(kept=marker.kept, rejected=marker.rejected, failed=marker.failed)
+        self.reasons.update(marker.reasons)
+
+    @property
+    def finished(self) -> int:
+        return self.fates.total()
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a run ended; counts cover the whole snapshot, not only what this run made."""
+
+    snapshot: str
+    published: bool
+    parts_made: int
+    parts_before: int
+    sources: Mapping[str, int]
+    fates: Mapping[str, int]
+    reasons: Mapping[str, int]
+    seconds: float
+
+    @property
+    def flawed(self) -> bool:
+        """Whether any record failed or any source could not be read."""
+        return self.fates.get("failed", 0) > 0 or any(name.startswith("failed:") for name in self.sources)
+
+
+def outline(config: RunConfig, catalog: Catalog, storage: Storage) -> Outline:
+    """Plan once without keeping records, and see what storage holds already."""
+    parts = tuple((part.shard, len(part.records)) for part in plan_parts(config, catalog))
+    markers = (entry.name for entry in storage.list("shards/") if entry.name.endswith(".marker.json"))
+    names = {name.marker for name, _ in parts}
+    return Outline(parts, frozenset(name for name in markers if name in names))
+
+
+def _make_render(context: tuple[RenderSettings, str]) -> Callable[[Part], Marker]:
+    settings, output = context
+    return partial(make_part, settings=settings, output=output)
+
+
+RENDER = Stage("render", 1, _make_render, Resources(cpus=1))
+
+
+def open_executor(config: RunConfig, output: str, local: bool, cores: int) -> Executor:
+    """`--local`, or an embedded Ray with as many slots as workers."""
+    context = (render_settings(config), output)
+    if local:
+        return LocalExecutor((RENDER,), context)
+    workers = config.run.workers or cores
+    start_embedded_ray(workers)
+    return RayExecutor((RENDER,), context, workers)
+
+
+def run(
+    config: RunConfig,
+    executor_for: Callable[[RunConfig, str], Executor],
+    on_plan: Callable[[Outline], None] = lambda planned: None,
+    on_part: Callable[[Marker], None] = lambda marker: None,
+) -> RunReport:
+    """Make everything that is planned and not committed, then publish a snapshot of it.
+
+    `executor_for` is called only when there is something to make. Raises TooManyFailedError; what was
+    committed until then stays and is not made again.
+    """
+    started = time.monotonic()
+    storage = open_storage(config.output)
+    catalog = Catalog(storage)
+    catalog.scan(config)
+    planned = outline(config, catalog, storage)
+    if not planned.records:
+        raise ValueError(f"nothing to make: of the sources, {_in_words(catalog.counts())}")
+    on_plan(planned)
+    _write_run_file(storage, config, planned)
+    tally = Tally(planned.records)
+    if planned.pending:
+        executor = executor_for(config, storage.root)
+        try:
+            _make_pending(config, catalog, planned, executor, tally, on_part)
+        finally:
+            executor.close()
+    if tally.given_up:
+        listed = "; ".join(f"{name}: {fault}" for name, fault in sorted(tally.given_up.items())[:5])
+        raise TooManyFailedError(f"{len(tally.given_up)} parts were given up, no snapshot was written: {listed}")
+    markers = read_markers(storage, [name for name, _ in planned.parts])
+    total = Tally(planned.records)
+    for marker in markers:
+        total.add(marker)
+    _check_failed(config, total, final=True)
+    sources = catalog.counts()
+    before = read_latest(storage)
+    manifest = write_snapshot(
+        storage,
+        name=config.name,
+        shards=markers,
+        sources=sources,
+        licences=[spec.licence for spec in config.sources],
+        excluded=read_exclusions(config),
+        extra={"config.json": _resolved(config)},
+    )
+    published = publish(storage, manifest)
+    assert published or before is not None
+    return RunReport(
+        snapshot=manifest.id,
+        published=published,
+        parts_made=tally.parts_made,
+        parts_before=len(planned.done),
+        sources=sources,
+        fates=dict(total.fates),
+        reasons=dict(total.reasons),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _make_pending(
+    config: RunConfig,
+    catalog: Catalog,
+    planned: Outline,
+    executor: Executor,
+    tally: Tally,
+    on_part: Callable[[Marker], None],
+) -> None:
+    works = (part for part in plan_parts(config, catalog) if part.shard.marker not in planned.done)
+    for outcome in run_parts(works, executor, config.run.max_attempts):
+        if outcome.fault is not None:
+            tally.given_up[outcome.work.shard.stem] = f"{outcome.fault} ({outcome.attempts} attempts)"
+            continue
+        tally.add(outcome.result)
+        on_part(outcome.result)
+        _check_failed(config, tally, final=False)
+
+
+def _check_failed(config: RunConfig, tally: Tally, final: bool) -> None:
+    failed, finished = tally.fates["failed"], tally.finished
+    allowed = config.run.max_failed_fraction
+    if finished and failed / finished > allowed and (final or finished >= _FRACTION_AFTER_RECORDS):
+        raise TooManyFailedError(
+            f"{failed} of {finished} records failed, more than max_failed_fraction {allowed} allows; "
+            f"reasons: {_in_words(tally.reasons)}"
+        )
+
+
+def read_markers(storage: Storage, names: Sequence[ShardName]) -> list[Marker]:
+    """Markers of committed shards, in the order of `names`. Raises InfraError where one is missing."""
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda name: read_marker(storage, name.marker), names))
+    except FileNotFoundError as error:
+        raise InfraError(f"a shard that was committed is gone: {error}") from error
+
+
+def read_exclusions(config: RunConfig) -> list[str]:
+    """Keys that the config's exclusion files list, one a line; `#` starts a comment."""
+    keys: set[str] = set()
+    for name in config.exclusions:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+        keys.update(key for line in lines if (key := line.partition("#")[0].strip()))
+    return sorted(keys)
+
+
+def _resolved(config: RunConfig) -> bytes:
+    """The config with its defaults filled in, without what changes no byte."""
+    return json.dumps(config.model_dump(mode="json", exclude={"run", "output"}), indent=1).encode()
+
+
+def _write_run_file(storage: Storage, config: RunConfig, planned: Outline) -> None:
+    state = {
+        "name": config.name,
+        "config": fingerprint(config),
+        "records": planned.records,
+        "parts": [[name.marker, count] for name, count in planned.parts],
+        "started": round(time.time(), 3),
+        "versions": pixel_versions(),
+    }
+    storage.write(RUN_FILE, canonical_json(state).encode())
+
+
+def read_status(storage: Storage) -> dict[str, Any]:
+    """How far the latest run is, from storage alone. Raises FileNotFoundError before the first run."""
+    state = json.loads(storage.read(RUN_FILE))
+    parts: list[list[Any]] = state["parts"]
+    present = {entry.name for entry in storage.list("shards/")}
+    done = [(name, count) for name, count in parts if name in present]
+    markers = [Marker.model_validate_json(storage.read(name)) for name, _ in done]
+    pointer = read_latest(storage)
+    return {
+        "name": state["name"],
+        "parts": len(parts),
+        "parts_done": len(done),
+        "records": state["records"],
+        "records_done": sum(count for _, count in done),
+        "kept": sum(marker.kept for marker in markers),
+        "rejected": sum(marker.rejected for marker in markers),
+        "failed": sum(marker.failed for marker in markers),
+        "reasons": dict(sum((Counter(marker.reasons) for marker in markers), Counter())),
+        "bytes": sum(marker.tar_bytes + marker.rows_bytes for marker in markers),
+        "seconds_of_work": round(sum(marker.production.get("seconds", 0.0) for marker in markers), 1),
+        "latest_snapshot": pointer.snapshot if pointer else None,
+        "started": state["started"],
+    }
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

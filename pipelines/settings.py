@@ -1,0 +1,232 @@
+"""The config of a synthesis run. Whatever changes pixels has no default: a config states it."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from degradations.catalog import BY_NAME
+from pairforge.decode import DecodeLimits
+from pairforge.records import Frozen
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+Severity = Annotated[float, Field(ge=0, le=1)]
+Split = Literal["train", "val", "test"]
+
+
+class GroupRule(Frozen):
+    """How sources are grouped; a group never straddles splits."""
+
+    by: Literal["file", "folder", "pattern", "column"]
+    pattern: str | None = Field(None, description="regular expression with one group, for by: pattern")
+    column: str | None = Field(None, description="column of the table, for by: column")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.by == "pattern") != (self.pattern is not None):
+            raise ValueError("`pattern` goes with `by: pattern`, and only with it")
+        if (self.by == "column") != (self.column is not None):
+            raise ValueError("`column` goes with `by: column`, and only with it")
+        return self
+
+
+class SourceSet(Frozen):
+    """What every set of sources states."""
+
+    licence: str = Field(description="SPDX id or name of the licence of these sources")
+    attribution: str = ""
+    group: GroupRule
+
+
+class FileSources(SourceSet):
+    """Photos in a folder (searched recursively), or those that a glob matches; local or s3://."""
+
+    kind: Literal["files"]
+    url: str
+
+
+class PackageSources(SourceSet):
+    """Photos that ship inside an installed Python package."""
+
+    kind: Literal["package"]
+    package: str
+    paths: tuple[str, ...]
+
+
+class TarSources(SourceSet):
+    """Images inside tar files, such as WebDataset shards; `url` is one tar or a glob of tars."""
+
+    kind: Literal["tar"]
+    url: str
+
+
+class TableSources(SourceSet):
+    """A parquet table with a column of image URIs, or of encoded image bytes."""
+
+    kind: Literal["table"]
+    url: str
+    uri_column: str | None = None
+    bytes_column: str | None = None
+
+    @model_validator(mode="after")
+    def _one_column(self) -> Self:
+        if (self.uri_column is None) == (self.bytes_column is None):
+            raise ValueError("exactly one of `uri_column` and `bytes_column` is needed")
+        return self
+
+
+class VideoSources(SourceSet):
+    """Clips; each record takes a window of consecutive frames, whose middle frame is the base."""
+
+    kind: Literal["video"]
+    url: str
+    window_frames: int = Field(ge=3, le=99)
+
+    @field_validator("window_frames")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd, so that the window has a middle frame")
+        return value
+
+
+AnySources = Annotated[
+    FileSources | PackageSources | TarSources | TableSources | VideoSources, Field(discriminator="kind")
+]
+
+
+class Limits(Frozen):
+    """Sources beyond these are refused before their pixels are decoded."""
+
+    max_bytes: int = Field(gt=0)
+    max_pixels: int = Field(gt=0)
+    max_side: int = Field(gt=0)
+    min_side: int = Field(ge=1)
+
+    def for_decoding(self) -> DecodeLimits:
+        return DecodeLimits(**self.model_dump())
+
+
+class SplitFractions(Frozen):
+    """Shares of groups held out; the rest is train."""
+
+    val: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _some_train(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val} + test {self.test} leaves nothing to train on (allowed: below 1)")
+        return self
+
+
+class Normalisation(Frozen):
+    """How a source becomes a base. Nothing is ever upscaled.
+
+    `resize_crop` shrinks the short side to `size_px` and crops the centre square; `crop_only` crops it
+    without resizing, which keeps noise and grain; `keep` leaves the frame as it is. A source with a
+    side below `size_px` is refused, or kept at its own size.
+    """
+
+    policy: Literal["resize_crop", "crop_only", "keep"]
+    size_px: int = Field(1024, ge=16, le=8192)
+    small: Literal["refuse", "keep"]
+
+
+class StepChoice(Frozen):
+    """One degradation and the severity interval it is drawn from."""
+
+    type: str
+    severity: tuple[Severity, Severity]
+    weight: float = Field(1.0, gt=0)
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in BY_NAME:
+            raise ValueError(f"unknown degradation; allowed: {', '.join(sorted(BY_NAME))}")
+        return value
+
+    @field_validator("severity", mode="before")
+    @classmethod
+    def _interval(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.severity[0] > self.severity[1]:
+            raise ValueError(f"severity [{self.severity[0]}, {self.severity[1]}] runs backwards")
+        return self
+
+
+class AnyOf(Frozen):
+    """One of several degradations, drawn by weight for every record."""
+
+    any_of: tuple[StepChoice, ...] = Field(min_length=1)
+
+
+def _step_tag(value: Any) -> str:
+    return "AnyOf" if isinstance(value, AnyOf) or (isinstance(value, dict) and "any_of" in value) else "StepChoice"
+
+
+StepSpec = Annotated[
+    Annotated[StepChoice, Tag("StepChoice")] | Annotated[AnyOf, Tag("AnyOf")], Discriminator(_step_tag)
+]
+
+
+class Recipe(Frozen):
+    """What to do with every source: a chain of steps, in order, and how many variants of it."""
+
+    name: Name
+    version: int = Field(ge=1)
+    category: Name
+    variants: int = Field(ge=1, le=10_000)
+    chain: tuple[StepSpec, ...] = Field(min_length=1)
+
+    def choices(self) -> tuple[StepChoice, ...]:
+        """Every degradation that the chain can draw."""
+        return tuple(choice for spec in self.chain for choice in (spec.any_of if isinstance(spec, AnyOf) else (spec,)))
+
+    def needs(self) -> frozenset[str]:
+        """All that any of its degradations needs to know of the scene."""
+        return frozenset(need for choice in self.choices() for need in BY_NAME[choice.type].needs)
+
+
+class ShardSettings(Frozen):
+    """How records are packed."""
+
+    records_per_shard: int = Field(ge=1, le=100_000)
+    layers: tuple[str, ...] = Field((), description="supervision layers to store, e.g. [transmission]")
+
+
+class RunSettings(Frozen):
+    """How the work is carried out; nothing here changes a byte."""
+
+    workers: int | None = Field(None, ge=1, description="parallel parts; all cores where absent")
+    max_attempts: int = Field(3, ge=1, le=20)
+    max_failed_fraction: float = Field(0.05, ge=0, le=1)
+    catalog_batch_rows: int = Field(20_000, ge=1, le=1_000_000)
+
+
+class RunConfig(Frozen):
+    """A synthesis run: sources, recipes, and where the shards go."""
+
+    name: Name
+    output: str = Field(description="folder or s3:// URL of the dataset")
+    seed: int = Field(ge=0, le=2**63 - 1)
+    sources: tuple[AnySources, ...] = Field(min_length=1)
+    split: SplitFractions
+    limits: Limits
+    base: Normalisation
+    recipes: tuple[Recipe, ...] = Field(min_length=1)
+    shards: ShardSettings
+    exclusions: tuple[str, ...] = Field((), description="text files of keys that the snapshot leaves out")
+    run: RunSettings = RunSettings()
+
+    @field_validator("recipes")
+    @classmethod
+    def _distinct(cls, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+        names = [recipe.name for recipe in recipes]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"recipe names must differ; used twice: {', '.join(repeated)}")
+        return recipes
