@@ -89,22 +89,32 @@ def _describe(model: type[BaseModel], name: str) -> str:
     return (field.description if field else None) or "no default changes pixels silently"
 
 
-def _locate(loc: tuple[int | str, ...], root: yaml.Node, model: type[BaseModel]) -> tuple[int, str, type[BaseModel]]:
+def _locate(
+    loc: tuple[int | str, ...], root: yaml.Node, model: type[BaseModel]
+) -> tuple[int, str, type[BaseModel]]:
     """Line, dotted path and innermost model of a pydantic location; union tags in it are stepped over."""
-    node, line, path, owner = root, root.start_mark.line + 1, "", model
+    node, line, path = root, root.start_mark.line + 1, ""
+    owner: type[BaseModel] = model
+    candidates: list[type[BaseModel]] = []
     for place, part in enumerate(loc):
+        tagged = [candidate for candidate in candidates if part in _tags(candidate)]
+        if tagged and len(candidates) > 1:
+            owner, candidates = tagged[0], []
+            continue
+        if isinstance(part, str) and candidates:
+            owner = candidates[0]
         child = _child(node, part)
         if child is None:
-            tagged = _tagged_model(owner, loc[:place], str(part), model)
-            if tagged is not None:
-                owner = tagged
-            elif place == len(loc) - 1:
-                path = f"{path}.{part}" if path else str(part)
-            continue
+            path = f"{path}.{part}" if path and place == len(loc) - 1 else path or str(part)
+            break
         key, node = child
         line = key.start_mark.line + 1
         path = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}" if path else str(part)
-        owner = _field_model(owner, part) or owner
+        if isinstance(part, str):
+            field = owner.model_fields.get(part)
+            candidates = _models_in(field.annotation) if field else []
+    if len(candidates) == 1:
+        owner = candidates[0]
     return line, path, owner
 
 
@@ -124,26 +134,10 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]
 
 
-def _field_model(owner: type[BaseModel], part: int | str) -> type[BaseModel] | None:
-    field = owner.model_fields.get(str(part))
-    models = _models_in(field.annotation) if field else []
-    return models[0] if len(models) == 1 else None
-
-
-def _tagged_model(
-    owner: type[BaseModel], loc: tuple[int | str, ...], tag: str, model: type[BaseModel]
-) -> type[BaseModel] | None:
-    fields = [part for part in loc if isinstance(part, str)]
-    field = owner.model_fields.get(fields[-1]) if fields else None
-    for candidate in _models_in(field.annotation) if field else []:
-        tags = [inner for name in candidate.model_fields.values() for inner in _literals(name.annotation)]
-        if tag in tags or tag == candidate.__name__:
-            return candidate
-    return None
-
-
-def _literals(annotation: Any) -> tuple[Any, ...]:
-    return getattr(annotation, "__args__", ()) if "Literal" in str(annotation) else ()
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What pydantic may call a member of a union: its class name, or the value of a literal field."""
+    literals = (field.annotation for field in model.model_fields.values() if "Literal" in str(field.annotation))
+    return (model.__name__, *(value for annotation in literals for value in getattr(annotation, "__args__", ())))
 
 
 def _repeated_keys(node: yaml.Node, origin: str) -> list[str]:

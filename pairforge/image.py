@@ -97,7 +97,7 @@ def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
 
 def decode_png(data: bytes) -> Pixels:
     """8-bit RGB of a PNG that PairForge wrote. Raises ValueError for anything else."""
-    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if stored is None or stored.ndim != 3 or stored.shape[2] != 3 or stored.dtype != np.uint8:
         raise ValueError("not an 8-bit RGB PNG")
     pixels: Pixels = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)

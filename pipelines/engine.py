@@ -13,16 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
-
 from pairforge.records import Frozen, InfraError
 from pairforge.rng import rng_for
 
 W = TypeVar("W")
 
 _BACKOFF_S = (1.0, 60.0)
-_LOST_WORKER = (WorkerCrashedError, NodeDiedError, ObjectLostError)
 
 
 class StageBugError(Exception):
@@ -114,6 +110,8 @@ def start_embedded_ray(workers: int) -> None:
 
     It contacts nothing outside, and no other Ray on the host is touched or joined.
     """
+    import ray
+
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -129,13 +127,17 @@ def start_embedded_ray(workers: int) -> None:
 
 
 class RayExecutor:
-    """Runs stages as Ray tasks on the Ray this process is connected to."""
+    """Runs stages as Ray tasks on the Ray this process is connected to; `owns_ray` ends it on close."""
 
-    def __init__(self, stages: tuple[Stage, ...], settings: Any, slots: int) -> None:
+    def __init__(self, stages: tuple[Stage, ...], settings: Any, slots: int, owns_ray: bool = False) -> None:
+        import ray
+
+        self._ray = ray
         self.slots = slots
-        self._stages = [(ray.put(stage), _remote_options(stage.resources)) for stage in stages]
-        self._settings = ray.put(settings)
-        self._run = ray.remote(_run_stage)
+        self._owns_ray = owns_ray
+        self._stages = [(self._ray.put(stage), _remote_options(stage.resources)) for stage in stages]
+        self._settings = self._ray.put(settings)
+        self._run = self._ray.remote(_run_stage)
         self._tickets: dict[Any, int] = {}
 
     def submit(self, ticket: int, work: Any) -> None:
@@ -148,24 +150,27 @@ class RayExecutor:
         if not self._tickets:
             time.sleep(timeout_s)
             return []
-        ready, _ = ray.wait(list(self._tickets), num_returns=1, timeout=timeout_s)
+        ready, _ = self._ray.wait(list(self._tickets), num_returns=1, timeout=timeout_s)
         return [self._collect(self._tickets.pop(reference), reference) for reference in ready]
 
-    @staticmethod
-    def _collect(ticket: int, reference: Any) -> Done:
+    def _collect(self, ticket: int, reference: Any) -> Done:
+        from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
+
         try:
-            return Done(ticket, ray.get(reference), None)
+            return Done(ticket, self._ray.get(reference), None)
         except RayTaskError as error:
             if isinstance(error.cause, InfraError):
                 return Done(ticket, None, error.cause)
             raise StageBugError(str(error)) from error
-        except _LOST_WORKER as error:
+        except (WorkerCrashedError, NodeDiedError, ObjectLostError) as error:
             return Done(ticket, None, InfraError(f"a worker died: {type(error).__name__}"))
 
     def close(self) -> None:
         for reference in self._tickets:
-            ray.cancel(reference, force=True)
+            self._ray.cancel(reference, force=True)
         self._tickets.clear()
+        if self._owns_ray:
+            self._ray.shutdown()
 
 
 def _remote_options(resources: Resources) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def open_executor(config: RunConfig, output: str, local: bool, cores: int) -> Ex
         return LocalExecutor((RENDER,), context)
     workers = config.run.workers or cores
     start_embedded_ray(workers)
-    return RayExecutor((RENDER,), context, workers)
+    return RayExecutor((RENDER,), context, workers, owns_ray=True)
 
 
 def run(
