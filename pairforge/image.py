@@ -88,7 +88,7 @@ def luminance(image_lin: Image) -> Plane:
 
 
 def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """Lossless PNG of 8-bit RGB (H, W, 3) or of an 8- or 16-bit plane (H, W); same pixels, same bytes."""
+    """Lossless PNG of RGB (H, W, 3) or of a plane (H, W), 8 or 16 bit; same pixels, same bytes."""
     stored = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     done, buffer = cv2.imencode(".png", stored)
     assert done, f"PNG encoder refused an array of shape {pixels.shape}, {pixels.dtype}"

@@ -133,6 +133,9 @@ class _HashingFile:
         self.written += len(data)
         return self.sink.write(data)
 
+    def tell(self) -> int:
+        return self.written
+
 
 class ShardWriter:
     """Collects the records of one part; `commit` publishes tar, parquet and marker, or nothing.
@@ -152,7 +155,7 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-", suffix=".tar", delete=False)
         self._sink = _HashingFile(self._file.file)
-        self._tar = tarfile.open(fileobj=self._sink, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
+        self._tar = tarfile.TarFile(fileobj=self._sink, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
 
     def __enter__(self) -> Self:
         return self
@@ -245,6 +248,9 @@ def read_tar(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
                 member = tar.extractfile(entry)
                 assert member is not None
                 files[extension] = member.read()
+            stream.seek(tar.offset)
+            if stream.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+                raise ValueError("the tar has no end: it was cut off")
     except tarfile.TarError as error:
         raise ValueError(f"not a readable tar: {error}") from error
     if key:

@@ -409,3 +409,7 @@ def _print_summary(snapshot: Any) -> None:
 def main() -> None:
     """Entry point of the `pairforge` command."""
     sys.exit(guarded(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,29 +15,32 @@ from pairforge.snapshot import Snapshot
 
 _GAP_PX = 6
 _CAPTION_PX = 30
+_SOURCES_SEEN = 4
+"""A category is read until this many times more sources are known than are shown."""
 _INK, _PAPER = (225, 225, 225), (24, 24, 26)
 
 
 def pick_samples(
     snapshot: Snapshot, categories: Sequence[str] | None, per_category: int
 ) -> Iterator[tuple[Sample, Pixels, Pixels]]:
-    """Kept samples for a sheet: for every category, as many different sources as there are."""
-    for category in sorted({shard.category for shard in snapshot.shards(categories)}):
-        shown: list[tuple[Sample, Pixels, Pixels]] = []
-        spare: list[tuple[Sample, Pixels, Pixels]] = []
+    """Kept samples for a sheet: in every category other sources, as many different ones as there are."""
+    for place, category in enumerate(sorted({shard.category for shard in snapshot.shards(categories)})):
+        by_source: dict[str, list[dict[str, bytes]]] = {}
         for shard in snapshot.shards([category]):
-            if not shard.tar_name or len(shown) == per_category:
-                continue
-            for key, files in read_shard(snapshot.storage, shard.tar_name):
-                if key in snapshot.excluded:
-                    continue
-                sample = Sample.model_validate_json(files["json"])
-                pair = (sample, decode_png(files["lq.png"]), decode_png(files["hq.png"]))
-                new = sample.source.source_id not in {other.source.source_id for other, _, _ in shown}
-                (shown if new else spare).append(pair)
-                if len(shown) == per_category:
+            for key, files in read_shard(snapshot.storage, shard.tar_name) if shard.tar_name else ():
+                if key not in snapshot.excluded:
+                    by_source.setdefault(key.split("-")[1], []).append(files)
+                if len(by_source) > _SOURCES_SEEN * per_category:
                     break
-        yield from (shown + spare)[:per_category]
+            if len(by_source) > _SOURCES_SEEN * per_category:
+                break
+        sources = sorted(by_source)
+        first = place * per_category % max(1, len(sources))
+        turned = [by_source[source] for source in sources[first:] + sources[:first]]
+        rounds = [files[turn] for turn in range(per_category) for files in turned if turn < len(files)]
+        for files in rounds[:per_category]:
+            sample = Sample.model_validate_json(files["json"])
+            yield sample, decode_png(files["lq.png"]), decode_png(files["hq.png"])
 
 
 def contact_sheet(samples: Sequence[tuple[Sample, Pixels, Pixels]], columns: int, thumb_px: int) -> Pixels:

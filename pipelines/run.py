@@ -30,6 +30,8 @@ from pipelines.settings import RunConfig
 from pipelines.synthesis import make_part, pixel_versions
 
 RUN_FILE = "runs/latest.json"
+_STALE_AFTER_S = 24 * 3600
+"""Unfinished files of killed writers are removed when they are older."""
 _FRACTION_AFTER_RECORDS = 20
 """The failed fraction is not judged on fewer records than this, unless the run has no more."""
 
@@ -128,6 +130,8 @@ def run(
     """
     started = time.monotonic()
     storage = open_storage(config.output)
+    storage.check_conditional_writes()
+    storage.sweep(_STALE_AFTER_S)
     catalog = Catalog(storage)
     catalog.scan(config)
     planned = outline(config, catalog, storage)

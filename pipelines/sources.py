@@ -146,19 +146,26 @@ def _local_uri(path: str) -> str:
     return "file:" + quote(path, safe="/") if path.startswith("file:") else path
 
 
-def _group(rule: GroupRule, uri: str) -> str:
+def _group(rule: GroupRule, relative: str) -> str:
+    """Group of a source from its path below the root of its set, so that moving the set moves no split."""
     if rule.by == "folder":
-        return str(PurePosixPath(uri).parent)
+        return str(PurePosixPath(relative).parent)
     if rule.by == "pattern":
-        found = re.search(rule.pattern or "", uri)
-        return found.group(1) if found and found.re.groups else uri
-    return uri.removesuffix(PurePosixPath(uri).suffix)
+        found = re.search(rule.pattern or "", relative)
+        return found.group(1) if found and found.re.groups else relative
+    return relative.removesuffix(PurePosixPath(relative).suffix)
+
+
+def _below(root: str, uri: str) -> str:
+    name = uri.removeprefix("file:").removeprefix(root).lstrip("/")
+    return name or uri.rpartition("/")[2]
 
 
 def _list_files(spec: FileSources | VideoSources) -> Iterator[Found]:
     suffixes = PHOTO_SUFFIXES if isinstance(spec, FileSources) else VIDEO_SUFFIXES
     is_glob = any(letter in spec.url for letter in "*?[")
     count = 0
+    root = _glob_root(spec.url)[0]
     entries = _remote_entries(spec.url) if _is_remote(spec.url) else _local_entries(spec.url)
     for uri, size, stamp, refusal in entries:
         count += 1
@@ -170,7 +177,7 @@ def _list_files(spec: FileSources | VideoSources) -> Iterator[Found]:
                 f"{uri} has extension {suffix!r}; allowed in a folder: {allowed}",
                 Fate.REJECTED,
             )
-        yield Found(uri, "", stamp, size, _group(spec.group, uri), refusal)
+        yield Found(uri, "", stamp, size, _group(spec.group, _below(root, uri)), refusal)
     if not count:
         raise ValueError(f"sources {spec.url!r}: nothing matches")
 
@@ -279,7 +286,7 @@ def _list_package(spec: PackageSources) -> Iterator[Found]:
         if not path.is_file():
             raise FileNotFoundError(f"sources: {relative} is not a file of package {spec.package!r}")
         size = path.stat().st_size
-        yield Found(uri, "", f"{size}", size, _group(spec.group, uri), None)
+        yield Found(uri, "", f"{size}", size, _group(spec.group, relative), None)
 
 
 def _containers(url: str, suffix: str) -> Sequence[tuple[str, str]]:
@@ -299,9 +306,9 @@ def _list_tars(spec: TarSources) -> Iterator[Found]:
                     for entry in tar:
                         suffix = PurePosixPath(entry.name).suffix.lower()
                         if entry.isfile() and suffix in PHOTO_SUFFIXES:
-                            uri = f"{container}#{entry.name}"
+                            uri, group = f"{container}#{entry.name}", _group(spec.group, f"{name}/{entry.name}")
                             locator = f"{entry.offset_data},{entry.size}"
-                            yield Found(uri, locator, stamp, entry.size, _group(spec.group, uri), None)
+                            yield Found(uri, locator, stamp, entry.size, group, None)
             except tarfile.TarError as error:
                 refusal = SampleError("corrupt", f"{container} is not a readable tar: {error}")
                 yield Found(container, "", stamp, 0, container, refusal)
@@ -332,7 +339,8 @@ def _table_row(spec: TableSources, container: str, stamp: str, place: tuple[int,
         uri, where = f"{container}#{spec.bytes_column}={locator}", locator
         size = len(value) if isinstance(value, bytes) else 0
     refusal = SampleError("empty_file", f"{container} row {locator} holds null") if value is None else None
-    group = str(row[spec.group.column]) if spec.group.column else _group(spec.group, uri)
+    relative = uri if spec.uri_column else f"{container.rpartition('/')[2]}#{locator}"
+    group = str(row[spec.group.column]) if spec.group.column else _group(spec.group, relative)
     return Found(uri if value is not None else f"{container}#{locator}", where, stamp, size, group, refusal)
 
 

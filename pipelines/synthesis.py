@@ -17,7 +17,7 @@ from degradations.catalog import BY_NAME, replay
 from degradations.scene.depth import GEOMETRIC_PROVIDER, GEOMETRIC_REVISION, geometric_depth
 from pairforge.config import canonical_json
 from pairforge.image import Pixels, decode_png, encode_png, to_pixels, use_one_thread
-from pairforge.records import Asset, Fate, Sample, SampleError, Step
+from pairforge.records import Asset, Fate, InfraError, Sample, SampleError, Step
 from pairforge.rng import rng_for, seed_for
 from pairforge.shards import Marker, ShardWriter
 from pairforge.storage import Storage, open_storage
@@ -74,6 +74,8 @@ def make_part(part: Part, settings: RenderSettings, output: str) -> Marker:
             except SampleError as refusal:
                 fate = {"fate": refusal.fate.value, "reason": refusal.reason, "detail": refusal.detail}
                 writer.add({**row, **fate}, {})
+            except OSError as fault:
+                raise InfraError(f"while making record {record.key}: {fault}") from fault
             except Exception as bug:
                 bug.add_note(f"while making record {record.key} of {part.shard.stem}")
                 raise

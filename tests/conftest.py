@@ -53,7 +53,7 @@ def config_of(output: str | Path, photo_folder: str | Path, **changes: Any) -> R
         "sources": [
             {"kind": "files", "url": str(photo_folder), "licence": "CC0-1.0", "group": {"by": "file"}},
         ],
-        "split": {"val": 0.25, "test": 0.0},
+        "split": {"val": 0.3, "test": 0.0},
         "limits": {"max_bytes": 10**7, "max_pixels": 10**7, "max_side": 10**4, "min_side": 16},
         "base": {"policy": "resize_crop", "size_px": 128, "small": "refuse"},
         "recipes": [

@@ -31,11 +31,11 @@ def demo_with(old: str, new: str) -> tuple[str, int]:
         ("size_px: 384", "size_px: 4", "base.size_px", "greater than or equal to 16"),
         ("policy: resize_crop", "policy: squash", "base.policy", "'resize_crop', 'crop_only' or 'keep'"),
         ("small: keep", "smal: keep", "base.smal", "did you mean 'small'?"),
-        ("type: jpeg", "type: jpg", "type", "allowed: "),
+        ("type: haze", "type: hase", "chain[0].type", "allowed: "),
         ("severity: [0.3, 0.9]", "severity: [0.3, 1.9]", "severity[1]", "less than or equal to 1"),
         ("severity: [0.3, 0.9]", "severity: [0.9, 0.3]", "chain[0]", "runs backwards"),
         ("kind: package", "kind: folder", "sources[0]", "'files'"),
-        ("val: 0.2", "val: 1.2", "split.val", "less than 1"),
+        ("val: 0.3", "val: 1.2", "split.val", "less than 1"),
         ("name: demo", "name: Demo Set", "name", "pattern"),
         ("licence: CC-BY-2.0", "license: CC-BY-2.0", "license", "did you mean 'licence'?"),
     ],
@@ -53,7 +53,7 @@ def test_a_missing_key_is_named_with_its_meaning() -> None:
 
 def test_every_fault_is_listed_at_once() -> None:
     text, _ = demo_with("seed: 20261120", "seed: x")
-    text = text.replace("val: 0.2", "val: 7")
+    text = text.replace("val: 0.3", "val: 7")
     assert len(problems_of(text)) == 2
 
 

@@ -17,7 +17,9 @@ def test_a_seed_replays_the_stream_of_its_key(seed: int, key: tuple[str | int, .
 
 
 @given(st.integers(0, 2**63), KEYS, KEYS)
-def test_different_keys_give_different_seeds(seed: int, key: tuple[str | int, ...], other: tuple[str | int, ...]) -> None:
+def test_different_keys_give_different_seeds(
+    seed: int, key: tuple[str | int, ...], other: tuple[str | int, ...]
+) -> None:
     same = [(type(x), x) for x in key] == [(type(x), x) for x in other]
     assert (seed_for(seed, *key) == seed_for(seed, *other)) == same
 

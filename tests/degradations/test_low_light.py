@@ -1,0 +1,150 @@
+"""Properties of low light: the sensor path is exact where no noise acts, and light falls by r / g (N4)."""
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from degradations.base import Scene, replay_with, sample_step
+from degradations.low_light import (
+    LOW_LIGHT,
+    LOW_LIGHT_CURVE,
+    LowLightCurveParams,
+    LowLightParams,
+    apply_low_light,
+    apply_low_light_curve,
+)
+from degradations.sensor import (
+    demosaic,
+    mosaic,
+    reprocess_root,
+    sample_sensor,
+    scene_light,
+    unprocess,
+)
+from pairforge.image import Image, Pixels, linear_to_srgb, pixels_to_linear, to_float, to_pixels
+from pairforge.rng import rng_for, seed_for
+
+PHOTOS = {
+    "astronaut": data.astronaut()[:240, :301],
+    "coffee": data.coffee()[:240, :301],
+    "chelsea": data.chelsea()[:240, :301],
+}
+
+
+def _noiseless(exposure_ratio: float, digital_gain: float) -> LowLightParams:
+    sensor = sample_sensor(1e-12, 0.0, rng_for(1, "camera")).model_copy(
+        update={"read_var": 0.0, "row_sd": 0.0, "prnu_sd": 0.0}
+    )
+    return LowLightParams(
+        **sensor.model_dump(),
+        exposure_ratio=exposure_ratio,
+        digital_gain=digital_gain,
+        headroom=1.0,
+        vignetting_frac=0.0,
+        black_offset=(0.0, 0.0, 0.0),
+        wb_error=(1.0, 1.0),
+        chroma_fade_root=0.0,
+    )
+
+
+def _render(pixels: Pixels, severity: float, seed: int = 5) -> Image:
+    step = sample_step(LOW_LIGHT, severity, rng_for(seed, "params"), seed_for(seed, "pixels"))
+    return replay_with(pixels, [step], Scene(), {LOW_LIGHT.name: LOW_LIGHT}).image
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_unprocess_then_reprocess_is_exact(name: str) -> None:
+    clean = pixels_to_linear(PHOTOS[name])
+    params = sample_sensor(1e-3, 0.5, rng_for(2, name))
+    root = reprocess_root(unprocess(clean, params), params)
+    assert np.abs(linear_to_srgb(root * root) - to_float(PHOTOS[name])).max() * 255 < 0.12
+    assert np.array_equal(to_pixels(linear_to_srgb(root * root)), PHOTOS[name])
+
+
+def test_light_above_white_survives_the_camera() -> None:
+    clean = np.full((16, 16, 3), 2.5, np.float32)
+    params = sample_sensor(1e-3, 0.5, rng_for(2, "bright"))
+    root = reprocess_root(unprocess(clean, params), params)
+    assert np.allclose(root * root, 2.5, rtol=1e-4)
+
+
+def test_grey_stays_grey_in_camera_space_up_to_the_gains() -> None:
+    params = sample_sensor(1e-3, 0.5, rng_for(3, "grey"))
+    raw = unprocess(np.full((16, 16, 3), 0.2, np.float32), params)
+    balanced = raw[0, 0] * np.array([params.red_gain, 1.0, params.blue_gain])
+    assert np.allclose(balanced, balanced[1], rtol=1e-5)
+
+
+def test_demosaicing_keeps_samples_and_is_exact_on_gradients() -> None:
+    rng = rng_for(4, "plane")
+    plane = rng.random((31, 44), np.float32)
+    assert np.array_equal(mosaic(demosaic(plane)), plane)
+    y, x = np.mgrid[0:40, 0:50].astype(np.float32)
+    ramp = cv2.merge([0.01 * x + 0.002 * y] * 3)
+    assert np.allclose(demosaic(mosaic(ramp))[4:-4, 4:-4], ramp[4:-4, 4:-4], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize(("ratio", "gain"), [(2.0, 1.0), (8.0, 1.0), (16.0, 4.0), (64.0, 16.0), (64.0, 64.0)])
+def test_n4_median_light_falls_by_ratio_over_gain(name: str, ratio: float, gain: float) -> None:
+    clean = pixels_to_linear(PHOTOS[name])
+    dark = apply_low_light(clean, _noiseless(ratio, gain), Scene(), rng_for(0, "pixels")).image
+    before, after = scene_light(clean), scene_light(dark)
+    visible = (clean.min(axis=2) > 0.02) & (clean.max(axis=2) < 0.9)
+    assert np.median(before[visible] / after[visible]) * gain == pytest.approx(ratio, rel=0.01)
+
+
+def test_vignetting_falls_to_the_corners_only() -> None:
+    grey = np.full((101, 151, 3), 0.3, np.float32)
+    params = _noiseless(2.0, 1.0).model_copy(update={"vignetting_frac": 0.4})
+    light = scene_light(apply_low_light(grey, params, Scene(), rng_for(0, "pixels")).image)[..., 1]
+    assert light[50, 75] == pytest.approx(float(scene_light(grey)[0, 0, 1]) / 2, rel=0.01)
+    assert light[0, 0] / light[50, 75] == pytest.approx(0.6, abs=0.02)
+    assert light[0, 0] == pytest.approx(light[-1, -1], rel=0.01)
+
+
+def test_clipped_lamps_stay_brighter_than_what_white_would_give() -> None:
+    lamp = np.full((32, 32, 3), 0.1, np.float32)
+    lamp[12:20, 12:20] = 1.0
+    dim = apply_low_light(lamp, _noiseless(8.0, 1.0), Scene(), rng_for(0, "p")).image
+    params = _noiseless(8.0, 1.0).model_copy(update={"headroom": 8.0})
+    bright = apply_low_light(lamp, params, Scene(), rng_for(0, "p")).image
+    assert bright[16, 16].min() > 0.95 > 0.2 > dim[16, 16].max()
+    assert np.allclose(bright[2, 2], dim[2, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_severity_darkens_and_ends_dark(name: str) -> None:
+    clean = float(to_float(PHOTOS[name]).mean())
+    means = [float(_render(PHOTOS[name], severity).mean()) for severity in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert clean * 0.8 < means[0] <= clean * 1.02
+    assert means == sorted(means, reverse=True)
+    assert means[4] < 0.25 * clean
+
+
+def test_result_is_repeatable_leaves_input_alone_and_takes_odd_sizes() -> None:
+    for shape in ((16, 16), (17, 43), (61, 20)):
+        pixels = np.ascontiguousarray(data.coffee()[: shape[0], : shape[1]])
+        assert np.array_equal(_render(pixels, 0.7), _render(pixels, 0.7))
+        clean = pixels_to_linear(pixels)
+        kept = clean.copy()
+        params = LOW_LIGHT.sample(0.7, rng_for(1, "p"))
+        rendered = apply_low_light(clean, params, Scene(), rng_for(1, "x"))
+        assert rendered.target is clean
+        assert np.array_equal(clean, kept)
+        assert np.isfinite(rendered.image).all()
+        assert rendered.image.shape == clean.shape
+        assert rendered.image.min() >= 0
+
+
+def test_curve_is_the_published_formula_and_monotone_in_severity() -> None:
+    image = to_float(PHOTOS["coffee"])
+    params = LowLightCurveParams(alpha=0.95, beta=0.7, gamma=2.5)
+    dark = apply_low_light_curve(image, params, Scene(), rng_for(0, "x")).image
+    assert np.allclose(dark, 0.7 * (0.95 * image) ** 2.5, atol=1e-4)
+    means = []
+    for severity in (0.0, 0.25, 0.5, 0.75, 1.0):
+        drawn = LOW_LIGHT_CURVE.sample(severity, rng_for(3, "curve"))
+        means.append(float(apply_low_light_curve(image, drawn, Scene(), rng_for(0, "x")).image.mean()))
+    assert means == sorted(means, reverse=True)
