@@ -14,7 +14,8 @@ by its own Pillow class, not by `Image.open`, which depends on what the process 
 `MAX_IMAGE_PIXELS` still bounds TIFF and WebP where `max_pixels` is larger (twice 89 million by default).
 
 Not noticed: damage inside a JPEG or JPEG 2000 that its library papers over (a grey or shifted part);
-cHRM of PNG; ICC profiles and calibrated colours of BMP and GIF; Adobe RGB that only EXIF names.
+cHRM of PNG; ICC profiles and calibrated colours of BMP and GIF; Adobe RGB that only EXIF names; a CMYK
+JPEG whose inks are not inverted as Adobe's are.
 """
 
 import io
@@ -23,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -145,8 +146,8 @@ def decode_source(data: bytes, limits: DecodeLimits) -> tuple[Pixels, SourceFact
     if facts.format == "PNG":
         check_png_sums(data)
     opaque = _read_deep(image, data, facts) if _is_deep(image, facts) else _read_8bit(image)
-    turn_left = 1 if facts.format == "TIFF" else facts.orientation  # TIFF readers turn it themselves
-    pixels = _upright(np.asarray(to_srgb(opaque, profile)), turn_left)
+    orientation = 1 if facts.format == "TIFF" else facts.orientation  # both TIFF readers have applied it
+    pixels = _upright(np.asarray(to_srgb(opaque, profile)), orientation)
     if pixels.shape != (facts.height, facts.width, 3):
         raise SampleError("corrupt", f"pixels of shape {pixels.shape}; the header says {facts}")
     return pixels, facts
@@ -297,12 +298,14 @@ def _read_8bit(image: ImageFile.ImageFile) -> PILImage.Image:
 
 def _check_tiles(image: ImageFile.ImageFile) -> None:
     """Pillow leaves black what no strip of an uncompressed TIFF covers."""
-    planes = len(image.getbands()) if getattr(image, "_planar_configuration", 1) == 2 else 1
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    separate = image.tag_v2.get(284) == 2 and image.tile[0].codec_name == "raw"
+    needed = image.width * image.height * (len(image.getbands()) if separate else 1)
     boxes = [tile.extents for tile in image.tile if tile.extents]
     covered = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
-    separate = planes if image.tile and image.tile[0].codec_name == "raw" else 1
-    if image.format == "TIFF" and covered < image.width * image.height * separate:
-        raise SampleError("truncated", f"TIFF strips cover {covered} samples of {image.size}")
+    if covered < needed:
+        raise SampleError("truncated", f"TIFF strips cover {covered} of {needed} samples")
 
 
 def _check_alpha(alpha: NDArray[Any], opaque: int) -> None:
@@ -336,7 +339,7 @@ def _read_deep(image: ImageFile.ImageFile, data: bytes, facts: SourceFacts) -> P
     return PILImage.fromarray(np.take(_to_8bit_table(top), samples))
 
 
-@cache
+@lru_cache(maxsize=8)  # bounded, because PPM may name 65,535 different tops
 def _to_8bit_table(top: int) -> NDArray[np.uint8]:
     codes = np.arange(65536, dtype=np.uint32)
     return np.minimum((codes * 255 + top // 2) // top, 255).astype(np.uint8)

@@ -21,7 +21,7 @@ from pairforge.decode import DecodeLimits, SourceFacts, decode_source, probe
 from pairforge.image import Pixels, pixels_to_linear
 from pairforge.records import Fate, SampleError
 from tests import hostile_files as files
-from tests.hostile_files import LIMITS, Expected, chunk, exif, photo, png, save, tiff
+from tests.hostile_files import LIMITS, chunk, exif, photo, png, save, tiff
 
 CONTENTS = files.contents()
 USABLE = [name for name, (_, expected) in CONTENTS.items() if expected.reason is None]
@@ -506,7 +506,3 @@ def test_no_cut_gives_other_pixels(name: str, share: float) -> None:
     data = CONTENTS[name][0]
     pixels = outcome(data[: int(share * (len(data) - 1))])
     assert pixels is None or np.array_equal(pixels, pixels_of(data))
-
-
-def test_expectation_is_plain_data() -> None:
-    assert asdict(Expected(Fate.REJECTED, "animated", "header"))["reason"] == "animated"
