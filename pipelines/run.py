@@ -154,6 +154,7 @@ def run(
     for marker in markers:
         total.add(marker)
     _check_failed(config, total, final=True)
+    _check_present(storage, markers)
     sources = catalog.counts()
     before = read_latest(storage)
     manifest = write_snapshot(
@@ -195,6 +196,15 @@ def _make_pending(
         tally.add(outcome.result)
         on_part(outcome.result)
         _check_failed(config, tally, final=False)
+
+
+def _check_present(storage: Storage, markers: Sequence[Marker]) -> None:
+    """Before publishing: every shard is there at the size it was committed with."""
+    sizes = {entry.name: entry.size for entry in storage.list("shards/")}
+    for marker in markers:
+        for name, size in ((marker.tar_name, marker.tar_bytes), (marker.rows_name, marker.rows_bytes)):
+            if name and sizes.get(name) != size:
+                raise InfraError(f"{storage.url(name)} has {sizes.get(name)} bytes, {size} were committed")
 
 
 def _check_failed(config: RunConfig, tally: Tally, final: bool) -> None:
