@@ -13,20 +13,18 @@ from degradations.blur import (
     DEFOCUS_BLUR,
     GAUSSIAN_BLUR,
     MOTION_BLUR,
-    TEMPORAL_BLUR,
     DefocusBlurParams,
     MotionBlurParams,
-    TemporalBlurParams,
     aperture_psf,
     compress_highlights,
     convolve,
     expand_highlights,
-    frame_weights,
     gaussian_psf,
     path_psf,
     shake_path,
     signed_blur_px,
 )
+from degradations.temporal_blur import TEMPORAL_BLUR, TemporalBlurParams, frame_weights
 from pairforge.image import linear_to_srgb, pixels_to_linear, to_pixels
 from pairforge.rng import rng_for, seed_for
 
