@@ -25,7 +25,7 @@ from pipelines.engine import (
     run_parts,
     start_embedded_ray,
 )
-from pipelines.plan import Part, RenderSettings, plan_parts, render_settings
+from pipelines.plan import Part, RenderSettings, count_sources, plan_parts, render_settings
 from pipelines.settings import RunConfig
 from pipelines.synthesis import make_part, pixel_versions
 
@@ -136,7 +136,7 @@ def run(
     catalog.scan(config)
     planned = outline(config, catalog, storage)
     if not planned.records:
-        raise ValueError(f"nothing to make: of the sources, {_in_words(catalog.counts())}")
+        raise ValueError(f"nothing to make: of the sources, {_in_words(count_sources(config, catalog))}")
     on_plan(planned)
     _write_run_file(storage, config, planned)
     tally = Tally(planned.records)
@@ -155,7 +155,7 @@ def run(
         total.add(marker)
     _check_failed(config, total, final=True)
     _check_present(storage, markers)
-    sources = catalog.counts()
+    sources = count_sources(config, catalog)
     before = read_latest(storage)
     manifest = write_snapshot(
         storage,
