@@ -108,7 +108,7 @@ def test_batches_do_not_change_old_partners(
 def test_a_removal_touches_only_parts_that_used_the_source(
     removed: set[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from ..conftest import config_of
+    from tests.conftest import config_of
 
     config = config_of("unused", "unused")
     rows = [source(i) for i in range(30)]

@@ -21,8 +21,7 @@ from pipelines.engine import Executor, LocalExecutor, RayExecutor
 from pipelines.plan import render_settings
 from pipelines.run import RENDER, read_status, run
 from pipelines.settings import RunConfig
-
-from ..conftest import config_of
+from tests.conftest import config_of
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -97,7 +96,10 @@ def test_a_killed_driver_resumes_to_the_same_bytes(
     path.write_text(json.dumps(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "pipelines.cli", "run", str(path)] + (["--local"] if mode == "local" else [])
     driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    markers = lambda: list(Path(config.output).rglob("*.marker.json"))  # noqa: E731
+
+    def markers() -> list[Path]:
+        return list(Path(config.output).rglob("*.marker.json"))
+
     limit = time.monotonic() + 90
     while len(markers()) < 2:
         assert driver.poll() is None and time.monotonic() < limit, driver.communicate()[0]
