@@ -48,9 +48,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def _print_version(wanted: bool) -> None:
-    from pipelines.synthesis import build_info
-
     if wanted:
+        from pipelines.synthesis import build_info
+
         versions = build_info()
         out.print(f"pairforge {versions.pop('pairforge')}")
         out.print(escape(", ".join(f"{name} {version}" for name, version in versions.items())))
