@@ -17,7 +17,8 @@ import pytest
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines.catalog import Catalog
-from pipelines.engine import Executor, LocalExecutor, RayExecutor
+from pipelines.engine import Backend, LocalBackend
+from pipelines.ray_backend import RayBackend
 from pipelines.plan import render_settings
 from pipelines.run import RENDER, read_status, run
 from pipelines.settings import RunConfig
@@ -27,15 +28,15 @@ from ..conftest import config_of
 MakeConfig = Callable[..., RunConfig]
 
 
-def local(config: RunConfig, output: str) -> Executor:
-    return LocalExecutor((RENDER,), (render_settings(config), output))
+def local(config: RunConfig, output: str) -> Backend:
+    return LocalBackend((RENDER,), (render_settings(config), output))
 
 
-def on_ray(slots: int) -> Callable[[RunConfig, str], Executor]:
-    return lambda config, output: RayExecutor((RENDER,), (render_settings(config), output), slots)
+def on_ray(slots: int) -> Callable[[RunConfig, str], Backend]:
+    return lambda config, output: RayBackend((RENDER,), (render_settings(config), output))
 
 
-def no_executor(config: RunConfig, output: str) -> Executor:
+def no_executor(config: RunConfig, output: str) -> Backend:
     raise AssertionError("there is nothing to make")
 
 
