@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pairforge.image import (
     Image,
@@ -111,9 +111,7 @@ def sample_step(degradation: Degradation[Any], severity: float, params_rng: Rng,
     )
 
 
-def replay_with(
-    base: Pixels, steps: Sequence[Step], scene: Scene, catalog: Mapping[str, Degradation[Any]]
-) -> Rendered:
+def replay_with(base: Pixels, steps: Sequence[Step], scene: Scene, catalog: Mapping[str, Degradation[Any]]) -> Rendered:
     """Apply recorded steps to a base; image and target of the result are sRGB-encoded, in [0, 1].
 
     `realised` and `layers` are those of each step, keyed `{index}_{step}` and, where two steps give a
@@ -165,7 +163,10 @@ def _apply_step(
     missing = sorted(need for need in degradation.needs if not held[need])
     if missing:
         raise ValueError(f"degradation {step.name!r} needs {', '.join(missing)}, which this scene lacks")
-    params = degradation.params_type.model_validate(step.params)
+    try:
+        params = degradation.params_type.model_validate(step.params)
+    except ValidationError as error:
+        raise ValueError(f"parameters of step {step.name!r} do not fit: {error}") from error
     rendered = degradation.apply(image, params, scene, rng_from_seed(step.seed))
     assert rendered.image.dtype == np.float32, f"{step.name} returned {rendered.image.dtype}"
     if rendered.target is image:

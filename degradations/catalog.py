@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from degradations.base import Degradation, Rendered, Scene, replay_with
-from degradations.blur import DEFOCUS_BLUR, GAUSSIAN_BLUR, MOTION_BLUR, TEMPORAL_BLUR
+from degradations.blur import DEFOCUS_BLUR, GAUSSIAN_BLUR, MOTION_BLUR
 from degradations.compression import AVIF, JPEG, RECOMPRESS, WEBP
 from degradations.flare import FLARE, FLARE_LIGHTS
 from degradations.haze import HAZE
@@ -13,6 +13,7 @@ from degradations.moire import MOIRE
 from degradations.noise import BANDING_NOISE, GRANULAR_NOISE, IMPULSE_NOISE, SENSOR_NOISE
 from degradations.rain import RAIN
 from degradations.reflection import DOUBLE_PANE_REFLECTION, REFLECTION
+from degradations.temporal_blur import TEMPORAL_BLUR
 from pairforge.image import Pixels
 from pairforge.records import Step
 

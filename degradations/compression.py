@@ -76,6 +76,8 @@ def _tables_sha256(stream: io.BytesIO) -> str:
 
 
 class JpegParams(Params):
+    """`quality` of libjpeg, 1..100."""
+
     quality: int
     subsampling: Literal["4:4:4", "4:2:2", "4:2:0"]
 
@@ -109,7 +111,7 @@ JPEG = Degradation(
 
 
 class WebpParams(Params):
-    """`method` is the effort of libwebp, 0..6."""
+    """`quality` of libwebp, 0..100; `method` is its effort, 0..6."""
 
     quality: int
     method: int
@@ -176,7 +178,7 @@ _WEBP_METHOD = 4
 
 
 class RecompressParams(Params):
-    """One entry per generation, in order.
+    """One entry per generation, in order. `quality` is that of the codec in `coding`, 1..100.
 
     The image is resized to `scale` of its size before this step (not of the generation before), its coding
     grid is moved right and down by `shift_x_px`, `shift_y_px`, then it is coded. After the last generation

@@ -32,11 +32,11 @@ _STRETCH = 2.0
 
 class HazeParams(Params):
     """`effective_optical_depth`: -ln of the mean transmission over what is not sky, at 550 nm, before
-    `density_cv`. `airlight_luminance`: airlight over the scene's bright reference. `airlight_warmth`:
-    red up and blue down by this share. `airlight_scene_tint`: share of the sky's hue in the airlight (a
-    third of it where no sky is seen, as the brightest thing may then be of any colour).
-    `density_scale_frac`: patch size at the median distance, of the image width. `sky_floor`: least
-    transmission of sky at the top of the frame.
+    `density_cv`. `angstrom_exponent`: extinction goes with wavelength to minus this. `airlight_luminance`:
+    airlight over the scene's bright reference. `airlight_warmth`: red up and blue down by this share.
+    `airlight_scene_tint`: share of the sky's hue in the airlight (a third of it where no sky is seen, as
+    the brightest thing may then be of any colour). `density_scale_frac`: patch size at the median distance,
+    of the image width. `sky_floor`: least transmission of sky at the top of the frame.
     """
 
     effective_optical_depth: float

@@ -139,11 +139,11 @@ class LowLightCurveParams(Params):
 
 
 def sample_low_light_curve(severity: float, rng: Rng) -> LowLightCurveParams:
-    """gamma 1.15 to 4.2; the published range begins at 1.5, which is more than barely visible."""
+    """gamma 1.02 to 4.2, alpha down to 0.9; the published ranges begin at 1.5 and 0.9, far from barely visible."""
     return LowLightCurveParams(
-        alpha=float(rng.uniform(0.9, 1.0)),
+        alpha=1 - (0.01 + 0.09 * severity) * float(rng.random()),
         beta=1 - 0.4 * severity * float(rng.uniform(0.6, 1.0)),
-        gamma=1.15 + 2.85 * severity + float(rng.uniform(-0.1, 0.2)),
+        gamma=1.05 + 3.0 * severity + (0.03 + 0.12 * severity) * float(rng.uniform(-1, 1)),
     )
 
 

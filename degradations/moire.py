@@ -49,7 +49,7 @@ class MoireParams(Params):
     """`pitch_ratio`: photosites per screen pixel at the frame centre. `tilt_x_deg` turns the screen about the
     vertical axis of the frame, `tilt_y_deg` about the horizontal one. `focal_frac` is of the long side,
     `radial_k1` of the half diagonal, `fill_x` of a stripe (a third of a screen pixel), `fill_y` of a pixel.
-    `lens_sigma_px` is in photosites."""
+    `lens_sigma_px` is in photosites. `artistic_gain` multiplies the contrast of the mask; 1 is physical."""
 
     pitch_ratio: float
     tilt_x_deg: float
@@ -148,7 +148,7 @@ def inscribing_zoom(x: Plane, y: Plane) -> float:
     height, width = x.shape
     border_x = max(float(np.abs(side).max()) for side in (x[0], x[-1], x[:, 0], x[:, -1]))
     border_y = max(float(np.abs(side).max()) for side in (y[0], y[-1], y[:, 0], y[:, -1]))
-    return 1 / float(max(1.0, border_x / ((width - 1) / 2), border_y / ((height - 1) / 2)))
+    return 1 / float(max(1.0, border_x / max((width - 1) / 2, 0.5), border_y / max((height - 1) / 2, 0.5)))
 
 
 def _transfer(f_x: Floats | float, f_y: Floats | float, lens_sigma_px: float) -> Floats:

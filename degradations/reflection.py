@@ -51,10 +51,13 @@ class ReflectionParams(Params):
     mired_shift: float
     """Colour of the reflected light against that of the scene; positive is warmer."""
     highlight_gain: float = Field(ge=1)
+    """Brightness of what the second photo clipped, in units of its white."""
     zoom: float = Field(ge=1)
     """Scale of the second photo beyond what covers the frame."""
     crop_x: float = Field(ge=0, le=1)
+    """Place of the cut in the second photo: 0 is its left edge, 1 its right edge."""
     crop_y: float = Field(ge=0, le=1)
+    """0 is its top, 1 its bottom."""
 
 
 class DoublePaneReflectionParams(ReflectionParams):

@@ -55,7 +55,8 @@ class SensorParams(Params):
 
     `shot_var` and `read_var` are slope and intercept of the variance of a photosite over its value, so
     `1 / shot_var` is the full well in electrons. `row_sd` is common to all photosites of a row. The gain of
-    every photosite deviates by `prnu_sd`, by a pattern that `camera_id` fixes. `ccm_mix` are the weights of
+    every photosite deviates by `prnu_sd`, by a pattern that `camera_id` fixes. `red_gain` and `blue_gain` are those of
+    the white balance, green having 1. `ccm_mix` are the weights of
     the first three of four colour matrices, the fourth has the rest. After tone mapping the noise has its
     chroma smoothed over `chroma_nr_px` (Gaussian sigma) and its fine luma changed by `sharpen_amount`: an
     unsharp mask of 1 px, or smoothing where negative.

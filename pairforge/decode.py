@@ -182,7 +182,7 @@ def _read_header(data: bytes, limits: DecodeLimits) -> tuple[ImageFile.ImageFile
     kind = sniff(data)
     stored = _CONTAINERS[kind](data) if kind in _CONTAINERS else Stored()
     if stored.size:
-        _check_size(*stored.size, limits)  # before Pillow's WebP reader allocates its canvas
+        check_size(*stored.size, limits)  # before Pillow's WebP reader allocates its canvas
     with _bad_data_refused():
         image = _READERS[kind](io.BytesIO(data))
         tags = _tiff_tags(image)
@@ -192,7 +192,7 @@ def _read_header(data: bytes, limits: DecodeLimits) -> tuple[ImageFile.ImageFile
     orientation = _orientation(image, tags, stored.exif)
     turned = orientation > 4 and kind != "TIFF"
     width, height = image.size[::-1] if turned else image.size
-    _check_size(width, height, limits)
+    check_size(width, height, limits)
     if animated:
         raise _rejected("animated", f"{kind} with more than one frame or page; one is allowed")
     bit_depth = _bit_depth(image, tags, stored)
@@ -219,7 +219,8 @@ def _check_strips(tags: dict[int, Any], stored_bytes: int) -> None:
                 raise SampleError("truncated", f"TIFF strip ends at {place + length} of {stored_bytes} bytes")
 
 
-def _check_size(width: int, height: int, limits: DecodeLimits) -> None:
+def check_size(width: int, height: int, limits: DecodeLimits) -> None:
+    """Raises SampleError, fate REJECTED: too_many_pixels, side_too_long, too_small."""
     size = f"{width} x {height} pixels"
     if width * height > limits.max_pixels:
         raise _rejected("too_many_pixels", f"{size}; at most {limits.max_pixels} in all are allowed")

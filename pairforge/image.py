@@ -104,11 +104,17 @@ def decode_png(data: bytes) -> Pixels:
     return pixels
 
 
-def save_picture(pixels: Pixels, path: Path) -> None:
-    """Write a picture for people to look at. Raises ValueError for an extension that is not known."""
+def check_picture_path(path: Path) -> Path:
+    """`path` itself. Raises ValueError for an extension that `save_picture` does not know."""
     allowed = (".png", ".jpg", ".jpeg", ".webp")
     if path.suffix.lower() not in allowed:
         raise ValueError(f"cannot write {path}: allowed extensions are {' '.join(allowed)}")
+    return path
+
+
+def save_picture(pixels: Pixels, path: Path) -> None:
+    """Write a picture for people to look at. Raises ValueError for an extension that is not known."""
+    check_picture_path(path)
     done, buffer = cv2.imencode(path.suffix.lower(), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     assert done, f"encoder refused an array of shape {pixels.shape}"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA_VERSION = 1
 
@@ -38,6 +38,10 @@ class InfraError(Exception):
     """Storage or machinery failed, not the data: the part is tried again, a bounded number of times."""
 
 
+class DamagedError(ValueError):
+    """A stored object is gone, or is not what was committed; the message names it."""
+
+
 class TooManyFailedError(Exception):
     """More records failed, or more parts were given up, than the config allows; the run stopped."""
 
@@ -46,6 +50,19 @@ class Frozen(BaseModel):
     """Base of every stored model: immutable, no unknown fields, no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=Frozen)
+
+
+def parse_stored(model: type[M], data: bytes, name: str) -> M:
+    """The model that the JSON stored under `name` holds. Raises DamagedError with the first fault of it."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "its JSON"
+        raise DamagedError(f"{name} is damaged: {place}: {first['msg'][:200]}") from error
 
 
 class Step(Frozen):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairforge.config import canonical_json
-from pairforge.records import Fate, Frozen
+from pairforge.records import DamagedError, Fate, Frozen, parse_stored
 from pairforge.storage import Storage
 
 KEY_PATTERN = re.compile(r"^[a-z0-9_-]{1,90}$")
@@ -222,8 +222,10 @@ class ShardWriter:
 
 
 def read_marker(storage: Storage, name: str) -> Marker:
-    """The marker stored under `name`. Raises FileNotFoundError when the shard is not complete."""
-    return Marker.model_validate_json(storage.read(name))
+    """The marker stored under `name`. Raises FileNotFoundError when the shard is not complete, DamagedError
+    where it is no marker.
+    """
+    return parse_stored(Marker, storage.read(name), name)
 
 
 def read_tar(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -270,7 +272,22 @@ def sample_json(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def read_rows(storage: Storage, names: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
-    """Rows of several shards as one table, in the order of `names`."""
-    wanted = ROW_SCHEMA if columns is None else pa.schema([ROW_SCHEMA.field(name) for name in columns])
-    tables = [pq.read_table(io.BytesIO(storage.read(name)), columns=wanted.names) for name in names]
-    return pa.concat_tables(tables) if tables else wanted.empty_table()
+    """Rows of several shards as one table, in the order of `names`.
+
+    Raises ValueError for a column that rows do not have, DamagedError where a file does not hold rows.
+    """
+    wanted = list(ROW_SCHEMA.names if columns is None else columns)
+    unknown = sorted(set(wanted) - set(ROW_SCHEMA.names))
+    if unknown:
+        raise ValueError(f"no column {', '.join(unknown)}; allowed: {', '.join(ROW_SCHEMA.names)}")
+    schema = pa.schema([ROW_SCHEMA.field(name) for name in wanted])
+    return pa.concat_tables([schema.empty_table(), *(_read_table(storage, name, wanted) for name in names)])
+
+
+def _read_table(storage: Storage, name: str, columns: list[str]) -> pa.Table:
+    data = pa.BufferReader(storage.read(name))
+    try:
+        # Without threads: Arrow's pool may abort a process that ends right after a read.
+        return pq.ParquetFile(data).read(columns=columns, use_threads=False).select(columns)
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise DamagedError(f"{name} does not hold rows: {error}") from error

@@ -8,7 +8,6 @@ for sample in snapshot.dataset(categories=["haze"], splits=["train"]):
 
 import datetime
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,37 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pairforge.config import canonical_json, fingerprint
+from pairforge.cards import describe
+from pairforge.config import canonical_json
 from pairforge.image import decode_png
-from pairforge.records import SCHEMA_VERSION, Frozen, InfraError, Sample
-from pairforge.shards import Marker, Shard, read_rows, read_shard, sample_json
+from pairforge.manifest import DESCRIPTIONS, Manifest, Pointer, content_of
+from pairforge.records import SCHEMA_VERSION, DamagedError, Fate, InfraError, Sample, parse_stored
+from pairforge.shards import ROW_SCHEMA, Marker, Shard, read_rows, read_shard, sample_json
 from pairforge.storage import Storage, open_storage
 
 LATEST = "snapshots/latest.json"
 _PINNED = re.compile(r"^(?P<root>.+)/snapshots/(?P<id>\d{8}-[0-9a-f]{8})/?$")
-
-
-class Manifest(Frozen):
-    """What a snapshot holds. `content` is the fingerprint of everything but the date and the card."""
-
-    schema_version: int
-    id: str
-    content: str
-    date: str
-    name: str
-    shards: tuple[Shard, ...]
-    excluded: tuple[str, ...]
-    sources: Mapping[str, int]
-    licences: tuple[str, ...]
-    files: Mapping[str, str]
-
-
-class Pointer(Frozen):
-    """Content of `latest.json`. `fence` grows by one with every move and never falls."""
-
-    snapshot: str
-    manifest_sha256: str
-    fence: int
 
 
 @dataclass(frozen=True)
@@ -75,13 +53,16 @@ class Snapshot:
         )
 
     def rows(self, columns: Sequence[str] | None = None, include_excluded: bool = False) -> pa.Table:
-        """A row for every planned record (schema: `pairforge.shards.ROW_SCHEMA`)."""
+        """A row for every planned record (schema: `pairforge.shards.ROW_SCHEMA`), without those that review excluded.
+
+        Raises ValueError for a column that rows do not have.
+        """
         names = [shard.rows_name for shard in self.manifest.shards]
-        if include_excluded or not self.manifest.excluded:
-            return read_rows(self.storage, names, columns)
-        table = read_rows(self.storage, names, columns and sorted({*columns, "key"}))
-        kept = pc.invert(pc.is_in(table["key"], pa.array(self.manifest.excluded)))
-        return table.filter(kept).select(columns or table.column_names)
+        wanted = list(ROW_SCHEMA.names if columns is None else columns)
+        table = read_rows(self.storage, names, list(dict.fromkeys([*wanted, "key"])))
+        if self.excluded and not include_excluded:
+            table = table.filter(pc.invert(pc.is_in(table["key"], pa.array(self.manifest.excluded))))
+        return table.select(wanted)
 
     def dataset(
         self,
@@ -99,7 +80,7 @@ class Snapshot:
         names = [shard.tar_name for shard in self.shards(categories, splits) if shard.tar_name]
         divide = [wds.split_by_node, wds.split_by_worker] if split_shards else []
         read = partial(_read_samples, self.storage, frozenset(self.manifest.excluded))
-        return wds.DataPipeline(partial(_list_shards, names), *divide, read)
+        return wds.FluidWrapper(partial(_list_shards, names)).compose(*divide, read)
 
     def summary(self) -> list[dict[str, Any]]:
         """Counts and bytes by category, and their total as the last row."""
@@ -137,7 +118,9 @@ class Snapshot:
         for shard in self.manifest.shards:
             if shard.tar_name and shard.category not in found and len(found) < count:
                 rows = read_rows(self.storage, [shard.rows_name], ["key", "fate"]).to_pylist()
-                found[shard.category] = next(row["key"] for row in rows if row["fate"] == "kept")
+                kept = (row["key"] for row in rows if row["fate"] == Fate.KEPT)
+                if (key := next((key for key in kept if key not in self.excluded), None)) is not None:
+                    found[shard.category] = key
         return list(found.values())
 
     @cached_property
@@ -169,34 +152,67 @@ def _read_samples(
 def open_snapshot(url: str) -> Snapshot:
     """Open the latest snapshot of a dataset, or a pinned one by its own URL.
 
-    Raises FileNotFoundError where nothing was published, ValueError where the manifest is damaged.
+    Raises FileNotFoundError where nothing was published, DamagedError where the manifest or the pointer to
+    it is not what was written.
     """
     pinned = _PINNED.match(url)
     if pinned:
         storage = open_storage(pinned["root"])
-        return Snapshot(storage, _load_manifest(storage, pinned["id"], None))
+        try:
+            manifest = _load_manifest(storage, pinned["id"])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no snapshot {url}; written are: {_listed(storage)}") from error
+        check_manifest(manifest, pinned["id"])
+        return Snapshot(storage, manifest)
     storage = open_storage(url)
     pointer = read_latest(storage)
     if pointer is None:
-        raise FileNotFoundError(f"no snapshot has been published below {url}")
-    return Snapshot(storage, _load_manifest(storage, pointer.snapshot, pointer.manifest_sha256))
+        written = _listed(storage)
+        hint = f" (written, but {LATEST} does not point at them: {written})" if written else ""
+        raise FileNotFoundError(f"no snapshot has been published below {url}{hint}")
+    return Snapshot(storage, _load_latest(storage, pointer))
 
 
-def _load_manifest(storage: Storage, snapshot_id: str, sha256: str | None) -> Manifest:
+def _listed(storage: Storage) -> str:
+    names = [entry.name for entry in storage.list("snapshots/") if entry.name.endswith("/manifest.json")]
+    return ", ".join(name.split("/")[1] for name in names)
+
+
+def _load_latest(storage: Storage, pointer: Pointer) -> Manifest:
+    try:
+        return _load_manifest(storage, pointer.snapshot, pointer.manifest_sha256)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{LATEST} points at snapshot {pointer.snapshot}, which is not there") from error
+
+
+def _load_manifest(storage: Storage, snapshot_id: str, sha256: str | None = None) -> Manifest:
     name = f"snapshots/{snapshot_id}/manifest.json"
     data = storage.read(name)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{name} does not have the SHA-256 that {LATEST} names: it was changed")
-    manifest = Manifest.model_validate_json(data)
+        raise DamagedError(f"{name} does not have the SHA-256 that {LATEST} names: one of the two was changed")
+    manifest = parse_stored(Manifest, data, name)
     if manifest.schema_version > SCHEMA_VERSION:
         raise ValueError(f"{name} has schema {manifest.schema_version}; this version reads up to {SCHEMA_VERSION}")
     return manifest
 
 
+def check_manifest(manifest: Manifest, snapshot_id: str) -> None:
+    """Raises DamagedError where a manifest does not agree with its own fingerprint, or with its place."""
+    name = f"snapshots/{snapshot_id}/manifest.json"
+    if manifest.computed_content() != manifest.content:
+        raise DamagedError(f"{name} does not have the content that it names: it was changed")
+    if not manifest.id == snapshot_id == _snapshot_id(manifest.date, manifest.content):
+        raise DamagedError(f"{name} says that it is snapshot {manifest.id} of {manifest.date}: it was changed or moved")
+
+
+def _snapshot_id(date: str, content: str) -> str:
+    return f"{date.replace('-', '')}-{content[:8]}"
+
+
 def read_latest(storage: Storage) -> Pointer | None:
-    """Where `latest` points, or None before the first snapshot."""
+    """Where `latest` points, or None before the first snapshot. Raises DamagedError where it is no pointer."""
     try:
-        return Pointer.model_validate_json(storage.read(LATEST))
+        return parse_stored(Pointer, storage.read(LATEST), LATEST)
     except FileNotFoundError:
         return None
 
@@ -212,43 +228,46 @@ def write_snapshot(
 ) -> Manifest:
     """Write a snapshot without publishing it; the manifest comes last, so a reader never sees half of one.
 
-    The same content gives the same snapshot: if `latest` holds it already, that one is returned.
+    The same content gives the same snapshot: if `latest` holds it, or it was written today, that one is returned.
     """
-    bare = [Shard.model_validate(s.model_dump(exclude={"production"})) if isinstance(s, Marker) else s for s in shards]
-    ordered = sorted(bare, key=lambda shard: (shard.line, shard.category, shard.part))
-    content = fingerprint(
-        {
-            "name": name,
-            "shards": [shard.model_dump(mode="json") for shard in ordered],
-            "excluded": sorted(excluded),
-            "sources": dict(sources),
-            "extra": {key: hashlib.sha256(data).hexdigest() for key, data in extra.items()},
-        }
-    )
+    assert not set(extra) & set(DESCRIPTIONS), f"{sorted(extra)} would be overwritten"
+    bare = [s.shard() if isinstance(s, Marker) else s for s in shards]
+    ordered = tuple(sorted(bare, key=lambda shard: (shard.line, shard.category, shard.part)))
+    held = (tuple(sorted(excluded)), dict(sources), tuple(sorted(set(licences))))
+    hashes = {key: hashlib.sha256(data).hexdigest() for key, data in extra.items()}
+    content = content_of(name, ordered, *held, hashes)
     pointer = read_latest(storage)
     if pointer is not None:
-        current = _load_manifest(storage, pointer.snapshot, pointer.manifest_sha256)
+        current = _load_latest(storage, pointer)
         if current.content == content:
             return current
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    snapshot_id = f"{date.replace('-', '')}-{content[:8]}"
-    files = {**extra, "wids.json": _wids_index(ordered, name), "sizes.json": _sizes(ordered)}
+    snapshot_id = _snapshot_id(date, content)
+    try:
+        written = _load_manifest(storage, snapshot_id)
+        check_manifest(written, snapshot_id)
+        return written
+    except FileNotFoundError:
+        pass
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         id=snapshot_id,
         content=content,
         date=date,
         name=name,
-        shards=tuple(ordered),
-        excluded=tuple(sorted(excluded)),
-        sources=dict(sources),
-        licences=tuple(sorted(set(licences))),
-        files={key: hashlib.sha256(data).hexdigest() for key, data in files.items()},
+        shards=ordered,
+        excluded=held[0],
+        sources=held[1],
+        licences=held[2],
+        files=hashes,
+    )
+    files = {**extra, **describe(manifest)}
+    manifest = manifest.model_copy(
+        update={"files": {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}}
     )
     for key, data in files.items():
-        storage.write(f"snapshots/{snapshot_id}/{key}", data)
-    storage.write(f"snapshots/{snapshot_id}/README.md", dataset_card(manifest).encode())
-    storage.write(f"snapshots/{snapshot_id}/manifest.json", canonical_json(manifest).encode())
+        storage.write(f"snapshots/{manifest.id}/{key}", data)
+    storage.write(f"snapshots/{manifest.id}/manifest.json", canonical_json(manifest).encode())
     return manifest
 
 
@@ -264,52 +283,13 @@ def publish(storage: Storage, manifest: Manifest, attempts: int = 10) -> bool:
             before: bytes | None = storage.read(LATEST)
         except FileNotFoundError:
             before = None
-        pointer = Pointer.model_validate_json(before) if before else None
+        pointer = parse_stored(Pointer, before, LATEST) if before is not None else None
         if pointer is not None and pointer.snapshot == manifest.id:
             return False
         after = Pointer(snapshot=manifest.id, manifest_sha256=sha256, fence=pointer.fence + 1 if pointer else 1)
         if storage.compare_and_swap(LATEST, before, canonical_json(after).encode()):
             return True
     raise InfraError(f"{LATEST} was moved by another writer {attempts} times; nothing was published")
-
-
-def _wids_index(shards: Sequence[Shard], name: str) -> bytes:
-    entries = [
-        {
-            "url": f"../../{shard.tar_name}",
-            "md5sum": shard.tar_md5,
-            "nsamples": shard.kept,
-            "filesize": shard.tar_bytes,
-        }
-        for shard in shards
-        if shard.tar_name
-    ]
-    index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": entries}
-    return json.dumps(index, indent=1).encode()
-
-
-def _sizes(shards: Sequence[Shard]) -> bytes:
-    counts = {shard.tar_name.rpartition("/")[2]: shard.kept for shard in shards if shard.tar_name}
-    assert len(counts) == sum(bool(shard.tar_name) for shard in shards), "two shards share a base name"
-    return json.dumps(counts, indent=1).encode()
-
-
-def dataset_card(manifest: Manifest) -> str:
-    """README.md of a snapshot, with the YAML header that dataset hubs read."""
-    kept = sum(shard.kept for shard in manifest.shards)
-    bounds = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
-    size = next((label for bound, label in bounds if kept < bound), "1M<n<10M" if kept < 10**7 else "n>10M")
-    lines = ["---", "license: other", "task_categories: [image-to-image]", f"size_categories: ['{size}']"]
-    lines.append("configs:")
-    for category in sorted({shard.category for shard in manifest.shards}):
-        lines.append(f"- config_name: {category}\n  data_files:")
-        for split in sorted({s.split for s in manifest.shards if s.category == category and s.tar_name}):
-            names = [s.tar_name for s in manifest.shards if (s.category, s.split) == (category, split)]
-            lines.append(f"  - split: {split}\n    path: {json.dumps([f'../../{name}' for name in names if name])}")
-    lines += ["---", "", f"# {manifest.name}, snapshot {manifest.id}", ""]
-    lines.append(f"{kept} pairs for image restoration. Licences of the sources: {', '.join(manifest.licences)}.")
-    lines.append("Every sample's JSON holds its source, licence, attribution and the steps that made it.")
-    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -331,19 +311,23 @@ def verify(snapshot: Snapshot, seen: Callable[[Shard], None] = lambda shard: Non
     keys: set[str] = set()
     samples = size = 0
     storage, manifest = snapshot.storage, snapshot.manifest
+    try:
+        check_manifest(manifest, manifest.id)
+    except DamagedError as error:
+        problems.append(str(error))
     for name, sha256 in manifest.files.items():
         problems += _check_object(storage, f"snapshots/{manifest.id}/{name}", sha256, None)
     for shard in manifest.shards:
-        found, faults = _verify_shard(storage, shard)
+        found, read, faults = _verify_shard(storage, shard)
         problems += [f"{shard.rows_name.removesuffix('.parquet')}: {fault}" for fault in faults]
         twice = keys & found
         problems += [f"{shard.rows_name}: key {key} stands in another shard too" for key in sorted(twice)]
         keys |= found
-        samples += shard.kept
+        samples += read
         size += shard.tar_bytes + shard.rows_bytes
         seen(shard)
-    lost = sorted(snapshot.excluded - keys)
-    problems += [f"excluded key {key} is in no shard" for key in lost]
+    if not problems:
+        problems += [f"excluded key {key} is in no shard" for key in sorted(snapshot.excluded - keys)]
     return VerifyReport(len(manifest.shards), samples, size, tuple(problems))
 
 
@@ -356,33 +340,38 @@ def _check_object(storage: Storage, name: str, sha256: str, size: int | None) ->
                 length += len(block)
     except FileNotFoundError:
         return [f"{name} is missing"]
+    except ValueError as error:
+        return [str(error)]
+    except OSError as error:
+        raise InfraError(f"{storage.url(name)}: {error}") from error
     if size is not None and length != size:
         return [f"{name} has {length} bytes, {size} were committed"]
     return [] if digest.hexdigest() == sha256 else [f"{name} does not have its SHA-256: it was changed"]
 
 
-def _verify_shard(storage: Storage, shard: Shard) -> tuple[set[str], list[str]]:
+def _verify_shard(storage: Storage, shard: Shard) -> tuple[set[str], int, list[str]]:
+    """Keys of a shard's rows, how many samples were read, and its faults."""
     problems = _check_object(storage, shard.rows_name, shard.rows_sha256, shard.rows_bytes)
     if shard.tar_name:
         problems += _check_object(storage, shard.tar_name, shard.tar_sha256, shard.tar_bytes)
     if shard.planned != shard.kept + shard.rejected + shard.failed:
         problems.append(f"planned {shard.planned} is not kept + rejected + failed")
     if problems:
-        return set(), problems
-    table = read_rows(storage, [shard.rows_name], ["key", "fate", "lq_sha256", "hq_sha256"])
-    rows = {row["key"]: row for row in table.to_pylist()}
-    fates = [row["fate"] for row in rows.values()]
-    counted = (len(rows), *(fates.count(fate) for fate in ("kept", "rejected", "failed")))
-    if counted != (shard.planned, shard.kept, shard.rejected, shard.failed):
-        problems.append(f"its rows count {counted}, the manifest says otherwise")
-    kept = [key for key, row in rows.items() if row["fate"] == "kept"]
+        return set(), 0, problems
     try:
+        table = read_rows(storage, [shard.rows_name], ["key", "fate", "lq_sha256", "hq_sha256"])
+        rows = {row["key"]: row for row in table.to_pylist()}
         samples = list(_sample_faults(storage, shard, rows)) if shard.tar_name else []
-    except ValueError as error:
-        return set(rows), [*problems, str(error)]
-    if [key for key, _ in samples] != kept:
+    except (ValueError, FileNotFoundError) as error:
+        return set(), 0, [str(error)]
+    fates = [row["fate"] for row in rows.values()]
+    counted = (table.num_rows, *(fates.count(fate) for fate in Fate))
+    stated = (shard.planned, shard.kept, shard.rejected, shard.failed)
+    if counted != stated:
+        problems.append(f"its rows count {counted} planned, kept, rejected and failed; the manifest says {stated}")
+    if [key for key, _ in samples] != [key for key, row in rows.items() if row["fate"] == Fate.KEPT]:
         problems.append("the tar does not hold exactly the kept records, in the order of the rows")
-    return set(rows), problems + [f"{key}: {fault}" for key, faults in samples for fault in faults]
+    return set(rows), len(samples), problems + [f"{key}: {fault}" for key, faults in samples for fault in faults]
 
 
 def _sample_faults(
@@ -390,17 +379,25 @@ def _sample_faults(
 ) -> Iterator[tuple[str, list[str]]]:
     fields: set[str] | None = None
     for key, files in read_shard(storage, shard.tar_name):
-        faults = []
-        required = {name for name in files if name != "base.png"}
+        faults = [f"{name} is missing" for name in ("json", "lq.png", "hq.png") if name not in files]
+        required = files.keys() - {"base.png"}
         if fields is not None and required != fields:
             faults.append(f"fields {sorted(files)} differ from the sample before it")
-        fields = required
-        sample = Sample.model_validate_json(files["json"])
-        if (sample.key, sample.category, sample.split) != (key, shard.category, shard.split):
-            faults.append("its JSON names another key, category or split")
-        for side in ("lq", "hq"):
-            digest = hashlib.sha256(files[f"{side}.png"]).hexdigest()
-            stated = {getattr(sample, f"{side}_sha256"), rows.get(key, {}).get(f"{side}_sha256")}
-            if stated != {digest}:
-                faults.append(f"{side}.png does not have the SHA-256 that its JSON and its row state")
+        fields = set(required)
+        if "json" in files:
+            faults += _json_faults(shard, key, files, rows.get(key, {}))
         yield key, faults
+
+
+def _json_faults(shard: Shard, key: str, files: Mapping[str, bytes], row: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        sample = parse_stored(Sample, files["json"], f"{key}.json")
+    except DamagedError as error:
+        yield str(error)
+        return
+    if (sample.key, sample.category, sample.split) != (key, shard.category, shard.split):
+        yield "its JSON names another key, category or split"
+    for side in ("lq", "hq"):
+        digest = hashlib.sha256(files.get(f"{side}.png", b"")).hexdigest()
+        if {getattr(sample, f"{side}_sha256"), row.get(f"{side}_sha256")} != {digest}:
+            yield f"{side}.png does not have the SHA-256 that its JSON and its row state"

@@ -8,11 +8,11 @@ import cv2
 from pairforge.config import fingerprint
 from pairforge.decode import DecodeLimits, decode_source
 from pairforge.image import Pixels, decode_png, encode_png, linear_to_srgb, pixels_to_linear, to_pixels
-from pairforge.records import BaseRef, SampleError, SourceRef
+from pairforge.records import BaseRef, InfraError, SampleError, SourceRef
 from pairforge.storage import Storage
 from pipelines.catalog import CatalogRow
+from pipelines.reading import hash_file, local_copy, read_frames, read_source
 from pipelines.settings import Normalisation
-from pipelines.sources import local_copy, read_frames, read_source
 
 _UNLIMITED = DecodeLimits(max_bytes=2**62, max_pixels=2**62, max_side=2**31, min_side=1)
 """Limits were applied when the source entered the catalog, to the same bytes."""
@@ -33,31 +33,38 @@ def source_ref(row: CatalogRow) -> SourceRef:
     return SourceRef(**{name: getattr(row, name) for name in SourceRef.model_fields})
 
 
-def load_base(storage: Storage, row: CatalogRow, rule: Normalisation) -> Base:
+def load_base(storage: Storage, row: CatalogRow, rule: Normalisation, folder: str = "") -> Base:
     """The base of a photo: from the store, or made from the source and stored.
 
-    Raises SampleError when the source cannot be decoded any more, or its bytes have changed.
+    `folder` is where relative paths start. Raises SampleError when the source cannot be decoded any
+    more, or its bytes have changed (`source_changed`).
     """
     name = _name(row, rule, "")
-    try:
-        return _stored(storage, name, row, rule)
-    except FileNotFoundError:
-        data = read_source(row.uri, row.locator)
-        _check_unchanged(row, data)
-        pixels, _ = decode_source(data, _UNLIMITED)
-        return _store(storage, name, row, rule, pixels)
+    stored = _stored(storage, name, row, rule)
+    if stored is not None:
+        return stored
+    data = read_source(row.uri, row.locator, at_most=row.size_bytes + 1, folder=folder)
+    _check_unchanged(row, hashlib.sha256(data).hexdigest())
+    pixels, _ = decode_source(data, _UNLIMITED)
+    return _store(storage, name, row, rule, pixels)
 
 
-def load_frames(storage: Storage, row: CatalogRow, start: int, rule: Normalisation) -> tuple[Base, ...]:
-    """The bases of a window of frames of a clip."""
+def load_frames(
+    storage: Storage, row: CatalogRow, start: int, rule: Normalisation, folder: str = ""
+) -> tuple[Base, ...]:
+    """The bases of a window of frames of a clip. Raises SampleError as `load_base` does."""
     names = [_name(row, rule, f"-f{start + index:06d}") for index in range(row.window_frames)]
-    try:
-        return tuple(_stored(storage, name, row, rule) for name in names)
-    except FileNotFoundError:
-        _check_unchanged(row, read_source(row.uri, row.locator))
-        with local_copy(row.uri) as path:
-            frames = read_frames(path, start, row.window_frames)
-        return tuple(_store(storage, name, row, rule, f) for name, f in zip(names, frames, strict=True))
+    stored = [_stored(storage, name, row, rule) for name in names]
+    bases = tuple(base for base in stored if base is not None)
+    if len(bases) == len(names):
+        return bases
+    with local_copy(row.uri, folder) as path:
+        _check_unchanged(row, hash_file(path)[0])
+        frames = read_frames(path, start, row.window_frames)
+    sizes = {frame.shape[1::-1] for frame in frames}
+    if sizes != {(row.width, row.height)}:
+        raise SampleError("frame_size_changes", f"frames of {sizes}; the first is {row.width} x {row.height}")
+    return tuple(_store(storage, name, row, rule, f) for name, f in zip(names, frames, strict=True))
 
 
 def normalise(pixels: Pixels, rule: Normalisation) -> tuple[Pixels, float, tuple[int, int, int, int]]:
@@ -86,17 +93,23 @@ def _name(row: CatalogRow, rule: Normalisation, suffix: str) -> str:
     return f"bases/{fingerprint(relevant)[:8]}/{row.source_id[:2]}/{row.source_id}{suffix}.png"
 
 
-def _check_unchanged(row: CatalogRow, data: bytes) -> None:
-    sha256 = hashlib.sha256(data).hexdigest()
+def _check_unchanged(row: CatalogRow, sha256: str) -> None:
     if sha256 != row.sha256:
         raise SampleError(
             "source_changed", f"{row.uri} has SHA-256 {sha256[:16]}..., the catalog saw {row.sha256[:16]}..."
         )
 
 
-def _stored(storage: Storage, name: str, row: CatalogRow, rule: Normalisation) -> Base:
-    png = storage.read(name)
-    return _base(decode_png(png), png, name, row, rule)
+def _stored(storage: Storage, name: str, row: CatalogRow, rule: Normalisation) -> Base | None:
+    try:
+        png = storage.read(name)
+    except FileNotFoundError:
+        return None
+    try:
+        pixels = decode_png(png)
+    except ValueError as error:
+        raise InfraError(f"{storage.url(name)} is damaged: delete it, and it is made again") from error
+    return _base(pixels, png, name, row, rule)
 
 
 def _store(storage: Storage, name: str, row: CatalogRow, rule: Normalisation, source: Pixels) -> Base:

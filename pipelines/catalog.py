@@ -6,12 +6,13 @@ What was refused stays as a row with its reason, so nothing that was listed is l
 
 import hashlib
 import io
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +20,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pairforge.config import canonical_json
-from pairforge.decode import probe
+from pairforge.decode import check_size, probe
 from pairforge.records import Fate, InfraError, SampleError
 from pairforge.storage import Storage
-from pipelines.settings import AnySources, RunConfig, Split, SplitFractions, VideoSources
-from pipelines.sources import Found, count_frames, list_sources, local_copy, read_source
+from pipelines.reading import count_frames, hash_file, local_copy, read_source
+from pipelines.settings import AnySources, Limits, PackageSources, RunConfig, Split, SplitFractions, VideoSources
+from pipelines.sources import Found, list_sources
 
 USABLE, REMOVED = "usable", "removed"
 _SETTINGS = "catalog/settings.json"
 _READERS = 8
+_MERGE_AT = 500_000
 _ROWS_AT_A_TIME = 10_000
-"""Rows that planning holds at once. Partners are drawn among them, so changing this changes plans."""
+"""Rows of a row group, which planning holds at once and draws partners among: to change it changes plans."""
+_REPETITIVE = ["kind", "format", "licence", "attribution", "split", "fate", "reason", "detail"]
+"""Columns read through their dictionary, so that equal values are one object."""
 
 
 class CatalogRow(NamedTuple):
@@ -74,8 +79,12 @@ def split_of(group: str, fractions: SplitFractions) -> Split:
 class _Seen:
     """A set of 8-byte digests that stays small for tens of millions of members."""
 
-    old: np.ndarray[Any, np.dtype[np.uint64]] = field(default_factory=lambda: np.empty(0, np.uint64))
+    old: np.ndarray[Any, np.dtype[np.uint64]]
     new: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        return cls(np.unique(np.fromiter((cls.digest(text) for text in texts), np.uint64)))
 
     @staticmethod
     def digest(text: str) -> int:
@@ -88,7 +97,7 @@ class _Seen:
         if value in self.new or (place < len(self.old) and int(self.old[place]) == value):
             return False
         self.new.add(value)
-        if len(self.new) >= 500_000:
+        if len(self.new) >= _MERGE_AT:
             self.old = np.union1d(self.old, np.fromiter(self.new, np.uint64, len(self.new)))
             self.new.clear()
         return True
@@ -109,28 +118,35 @@ class Catalog:
         return names
 
     def read_batches(self) -> Iterator[list[CatalogRow]]:
-        """Rows in catalog order, a bounded list at a time."""
+        """Rows in catalog order, a bounded list at a time: a row group, which does not depend on the reader."""
         for name in self.batches():
-            file = pq.ParquetFile(io.BytesIO(self._storage.read(name)))
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
-                columns = [batch.column(name).to_pylist() for name in CatalogRow._fields]
-                yield [CatalogRow(*values) for values in zip(*columns, strict=True)]
+            file = pq.ParquetFile(io.BytesIO(self._storage.read(name)), read_dictionary=_REPETITIVE)
+            for group_index in range(file.num_row_groups):
+                batches = file.read_row_group(group_index, use_threads=False).to_batches()
+                yield list(chain.from_iterable(map(_rows_of, batches)))
 
     def _read_columns(self, *columns: str) -> Iterator[pa.Table]:
         for name in self.batches():
-            yield pq.read_table(io.BytesIO(self._storage.read(name)), columns=list(columns))
+            # Without threads, here and below: Arrow's pool may abort a process that ends right after a read.
+            file = pq.ParquetFile(io.BytesIO(self._storage.read(name)))
+            yield file.read(columns=list(columns), use_threads=False).select(list(columns))
 
-    def append(self, rows: Sequence[CatalogRow]) -> None:
-        """Commit one batch. Raises InfraError if another run committed one meanwhile."""
-        columns = {
-            name: pa.array([getattr(row, name) for row in rows], CATALOG_SCHEMA.field(name).type)
+    def append(self, rows: Sequence[CatalogRow], number: int | None = None) -> None:
+        """Commit one batch. Raises InfraError if batch `number` exists: another run committed it meanwhile."""
+        columns = [
+            pa.array([getattr(row, name) for row in rows], CATALOG_SCHEMA.field(name).type)
             for name in CatalogRow._fields
-        }
+        ]
+        self.append_table(pa.table(columns, schema=CATALOG_SCHEMA), number)
+
+    def append_table(self, table: pa.Table, number: int | None = None) -> None:
+        """As `append`, from columns of CATALOG_SCHEMA."""
+        assert table.schema == CATALOG_SCHEMA, table.schema
         buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=CATALOG_SCHEMA), buffer, compression="zstd")
-        name = _batch_name(len(self.batches()))
+        pq.write_table(table, buffer, compression="zstd", row_group_size=_ROWS_AT_A_TIME)
+        name = _batch_name(len(self.batches()) if number is None else number)
         if not self._storage.put_if_absent(name, buffer.getvalue()):
-            raise InfraError(f"another run is adding to this catalog: it wrote {name} first")
+            raise InfraError(f"another run is adding to this catalog: it wrote {name} first; run again to go on")
 
     def removed(self) -> frozenset[str]:
         """Ids of sources with a tombstone."""
@@ -138,11 +154,19 @@ class Catalog:
         gone = (table.filter(pc.equal(table["fate"], REMOVED))["source_id"].to_pylist() for table in tables)
         return frozenset(chain.from_iterable(gone))
 
+    def read_usable(self, *columns: str) -> Iterator[pa.Table]:
+        """Columns of the usable rows, a batch at a time, without sources that have a tombstone."""
+        gone = pa.array(sorted(self.removed()), pa.string())
+        for table in self._read_columns("fate", "source_id", *columns):
+            usable = pc.and_not(pc.equal(table["fate"], USABLE), pc.is_in(table["source_id"], gone))
+            yield table.filter(usable).select(list(columns))
+
     def remove(self, source_ids: Sequence[str], why: str) -> None:
         """Add tombstones; parts that use these sources are remade without them by the next run.
 
         Raises ValueError for an id that the catalog does not hold.
         """
+        number = len(self.batches())
         known = {row.source_id: row for rows in self.read_batches() for row in rows if row.fate == USABLE}
         unknown = sorted(set(source_ids) - set(known))
         if unknown:
@@ -150,13 +174,13 @@ class Catalog:
         gone = self.removed()
         fresh = [known[i]._replace(fate=REMOVED, reason="removed", detail=why) for i in source_ids if i not in gone]
         if fresh:
-            self.append(fresh)
+            self.append(fresh, number)
 
     def counts(self) -> dict[str, int]:
         """How many sources were seen and what became of them: seen, usable, then refusals by reason."""
         fates: Counter[str] = Counter()
         for table in self._read_columns("fate", "reason"):
-            for row in table.group_by(["fate", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            for row in table.group_by(["fate", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
                 name = row["fate"] if row["fate"] == USABLE else f"{row['fate']}:{row['reason']}"
                 fates[name] += row["count_all"]
         gone = len(self.removed())
@@ -167,40 +191,93 @@ class Catalog:
     def scan(self, config: RunConfig) -> int:
         """List all sources, look at those not seen before, commit them in batches; the number of new rows.
 
-        Raises ValueError when limits or splits differ from those this catalog was made with, since
-        rows already committed followed them.
+        Raises ValueError when limits, splits or what is said of a set of sources differ from those this
+        catalog was made with, since rows already committed followed them; InfraError when another run
+        adds to this catalog at the same time.
         """
         self._pin_settings(config)
-        seen_places, seen_ids = _Seen(), _Seen()
-        for rows in self.read_batches():
-            for row in rows:
-                seen_places.add(f"{row.uri}\n{row.locator}\n{row.stamp}")
-                if row.fate == USABLE:
-                    seen_ids.add(row.source_id)
+        number = len(self.batches())
+        seen_places = _Seen.of(
+            _place(*row)
+            for table in self._read_columns("uri", "locator", "stamp")
+            for row in zip(*(column.to_pylist() for column in table.columns), strict=True)
+        )
+        usable = (table.filter(pc.equal(table["fate"], USABLE)) for table in self._read_columns("fate", "source_id"))
+        seen_ids = _Seen.of(chain.from_iterable(table["source_id"].to_pylist() for table in usable))
         fresh = (
             (found, spec)
             for spec in config.sources
             for found in list_sources(spec)
-            if seen_places.add(f"{found.uri}\n{found.locator}\n{found.stamp}")
+            if seen_places.add(_place(found.uri, found.locator, found.stamp))
         )
         added = 0
-        while chunk := list(islice(fresh, config.run.catalog_batch_rows)):
-            with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(_READERS) as pool:
+            while chunk := list(islice(fresh, config.run.catalog_batch_rows)):
                 rows = list(pool.map(lambda item: examine(item[0], item[1], config), chunk))
-            self.append([_once(row, seen_ids) for row in rows])
-            added += len(rows)
+                self.append([_once(row, seen_ids) for row in rows], number)
+                added, number = added + len(rows), number + 1
         return added
 
     def _pin_settings(self, config: RunConfig) -> None:
-        pinned = canonical_json({"split": config.split.model_dump(), "limits": config.limits.model_dump()}).encode()
-        if self._storage.put_if_absent(_SETTINGS, pinned):
-            return
-        stored = self._storage.read(_SETTINGS)
-        if stored != pinned:
-            raise ValueError(
-                f"this catalog was made with {stored.decode()}, the config says {pinned.decode()}: "
-                "sources already placed would move; keep the old values, or choose another output"
-            )
+        """Keep what placed the rows of this catalog; sets of sources may be added."""
+        stated = _placement(config)
+        while True:
+            stored = self._read_settings()
+            held = json.loads(stored) if stored else {"sources": {}, **stated}
+            for name, value in stated["sources"].items():
+                before = held["sources"].setdefault(name, value)
+                _check_pinned(f"sources {name}", before, value)
+            for name in ("split", "limits"):
+                _check_pinned(name, held[name], stated[name])
+            pinned = canonical_json(held).encode()
+            if pinned == stored or self._storage.compare_and_swap(_SETTINGS, stored, pinned):
+                return
+
+    def _read_settings(self) -> bytes | None:
+        try:
+            return self._storage.read(_SETTINGS)
+        except FileNotFoundError:
+            return None
+
+
+def _placement(config: RunConfig) -> dict[str, Any]:
+    """All of a config that rows follow, by set of sources where it belongs to one."""
+    sets: dict[str, Any] = {}
+    where = ("kind", "url", "uri_column", "bytes_column")
+    for spec in config.sources:
+        said = spec.model_dump(mode="json", exclude={"package", "paths", *where})
+        names = spec.model_dump(mode="json", include=set(where))
+        if isinstance(spec, PackageSources):
+            sets.update({f"package://{spec.package}/{path}": said for path in spec.paths})
+        else:
+            sets[" ".join(str(names[part]) for part in where if names.get(part))] = said
+    return {"split": config.split.model_dump(), "limits": config.limits.model_dump(), "sources": sets}
+
+
+def _check_pinned(name: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise ValueError(
+            f"{name}: this catalog was made with {canonical_json(before)}, the config says {canonical_json(now)}: "
+            "rows already placed would move; keep the old values, or choose another output"
+        )
+
+
+def _place(uri: str, locator: str, stamp: str) -> str:
+    return f"{uri}\n{locator}\n{stamp}"
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[CatalogRow]:
+    return map(CatalogRow._make, zip(*(_values(batch.column(name)) for name in CatalogRow._fields), strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        words = np.array([*column.dictionary.to_pylist(), ""], object)
+        column = words[column.indices.to_numpy()]
+    elif pa.types.is_integer(column.type):
+        column = column.to_numpy()
+    values: list[Any] = column.tolist()
+    return values
 
 
 def _batch_name(number: int) -> str:
@@ -237,25 +314,30 @@ def examine(found: Found, spec: AnySources, config: RunConfig) -> CatalogRow:
         reason="",
         detail="",
     )
+    limits = config.limits
     try:
         if found.refusal is not None:
             raise found.refusal
-        if found.size_bytes > config.limits.max_bytes:
-            raise SampleError(
-                "too_many_bytes",
-                f"{found.uri} has {found.size_bytes} bytes; allowed: {config.limits.max_bytes}",
-                Fate.REJECTED,
-            )
-        data = read_source(found.uri, found.locator)
-        sha256 = hashlib.sha256(data).hexdigest()
-        row = row._replace(sha256=sha256, source_id=sha256[:24], size_bytes=len(data))
+        _check_bytes(found.size_bytes, limits)
         if isinstance(spec, VideoSources):
             with local_copy(found.uri) as path:
+                sha256, size = hash_file(path)
+                row = row._replace(sha256=sha256, source_id=sha256[:24], size_bytes=size)
                 frames, width, height = count_frames(path)
+            check_size(width, height, limits.for_decoding())
             if frames < spec.window_frames:
                 raise SampleError("too_few_frames", f"{frames} frames; needed: {spec.window_frames}", Fate.REJECTED)
             return row._replace(format="video", width=width, height=height, frames=frames)
-        facts = probe(data, config.limits.for_decoding())
+        data = read_source(found.uri, found.locator, at_most=limits.max_bytes + 1)
+        _check_bytes(len(data), limits)
+        sha256 = hashlib.sha256(data).hexdigest()
+        row = row._replace(sha256=sha256, source_id=sha256[:24], size_bytes=len(data))
+        facts = probe(data, limits.for_decoding())
         return row._replace(format=facts.format, width=facts.width, height=facts.height)
     except SampleError as refusal:
         return row._replace(fate=refusal.fate.value, reason=refusal.reason, detail=refusal.detail)
+
+
+def _check_bytes(size: int, limits: Limits) -> None:
+    if size > limits.max_bytes:
+        raise SampleError("too_many_bytes", f"{size} bytes; at most {limits.max_bytes} are allowed", Fate.REJECTED)

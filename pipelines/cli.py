@@ -1,11 +1,15 @@
 """The `pairforge` command.
 
 Exit codes: 0 done; 1 a bug; 2 a wrong call, config or input; 3 done, but some sources or records
-failed; 4 stopped: too many failed; 5 verification found faults; 6 storage or machinery failed; 130
-interrupted.
+failed; 4 stopped: too many failed; 5 stored data is damaged, or its replay differs; 6 storage or
+machinery failed; 130 interrupted; 141 nobody read the output any more; 143 terminated.
+
+stdout carries the result, as text or with `--json` as one JSON document; progress and errors go to stderr.
 """
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +20,12 @@ from rich.markup import escape
 
 from pipelines.console import (
     FLAWED,
+    TERMINATED,
     UNVERIFIED,
     err,
     guarded,
     human_bytes,
+    human_seconds,
     in_words,
     out,
     print_json,
@@ -30,7 +36,7 @@ from pipelines.console import (
 app = typer.Typer(
     help="Training pairs for image restoration: replayable, verified, resumable.",
     epilog="Exit codes: 0 done, 1 bug, 2 wrong call or config, 3 done but some sources or records failed, "
-    "4 too many failed, 5 verification found faults, 6 storage failed, 130 interrupted.",
+    "4 too many failed, 5 stored data is damaged, 6 storage failed, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +45,28 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config of a run.")]
 DatasetUrl = Annotated[str, typer.Argument(help="Dataset folder or s3:// URL, or .../snapshots/ID to pin one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _print_version(wanted: bool) -> None:
+    from pipelines.synthesis import build_info
+
+    if wanted:
+        versions = build_info()
+        out.print(f"pairforge {versions.pop('pairforge')}")
+        out.print(escape(", ".join(f"{name} {version}" for name, version in versions.items())))
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it, with what determines pixels."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -59,7 +87,7 @@ def plan(
     measure: Annotated[int, typer.Option(help="Records per category to render for the estimate.", min=0)] = 2,
 ) -> None:
     """Say what a run would do: counts, bytes, time, and what is done already. Writes nothing."""
-    from pipelines.estimate import estimate
+    from pipelines.estimate import FIELDS, estimate
 
     found = estimate(_load(config), measure)
     if as_json:
@@ -67,14 +95,16 @@ def plan(
         return
     print_table(
         f"plan of {config}",
-        ("category", "parts", "parts done", "records", "records done", "bytes", "core-seconds"),
+        ("category", *FIELDS),
         [*found["categories"], {"category": "total", **found["total"]}],
     )
     out.print(f"sources: {in_words(found['sources'])}")
-    if measure:
+    if found["total"]["records"] == found["total"]["records_done"]:
+        out.print("nothing left to do")
+    elif found["seconds_left"] is not None:
         out.print(
-            f"left to do: about {human_bytes(found['bytes_left'])} and {found['seconds_left']:.0f} s on "
-            f"{found['workers']} workers, measured on {found['measured']} records rendered here"
+            f"left to do: about {human_bytes(found['bytes_left'])} and {human_seconds(found['seconds_left'])} on "
+            f"{found['workers']} workers, from {found['measured']} records rendered here"
         )
 
 
@@ -82,39 +112,62 @@ def plan(
 def run(
     config: ConfigPath,
     local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Parallel parts; overrides the config.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Cores of the embedded Ray; overrides the config.", min=1)] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join a running Ray cluster: HOST:PORT, or `auto` on one of its nodes.")
+    ] = None,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Give parts that used up their attempts all of them back.")
+    ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make everything planned and missing, then publish a snapshot."""
+    from pairforge.image import check_picture_path
     from pairforge.snapshot import open_snapshot
-    from pipelines.run import Outline, open_executor
+    from pairforge.storage import open_storage
+    from pipelines.run import AttemptLedger, Outline, open_backend
     from pipelines.run import run as run_line
 
     loaded = _load(config)
+    if sheet is not None:
+        check_picture_path(sheet)
     if workers:
         loaded = loaded.model_copy(update={"run": loaded.run.model_copy(update={"workers": workers})})
+    if local and (address or workers):
+        raise ValueError("--local runs in this process; it goes with neither --address nor --workers")
+    if retry_quarantined:
+        AttemptLedger(open_storage(loaded.output), loaded.run.engine.max_attempts).forget()
     with show_progress(as_json) as progress:
-        task = progress.add_task("rendering", total=None)
+        task = progress.add_task("looking at sources", total=None)
 
         def on_plan(planned: Outline) -> None:
             left = sum(count for _, count in planned.pending)
-            progress.update(task, total=planned.records, completed=planned.records - left)
+            progress.update(task, description="rendering", total=planned.records, completed=planned.records - left)
 
         report = run_line(
             loaded,
-            lambda settings, output: open_executor(settings, output, local, os.cpu_count() or 1),
+            lambda settings, output: open_backend(settings, output, local, address),
             on_plan,
             lambda marker: progress.update(task, advance=marker.planned),
+            lambda loads: progress.update(task, description=_in_stages(loads)),
+            lambda parts: err.print(f"finishing {parts} parts in flight; Ctrl-C again to stop now"),
         )
-    snapshot = open_snapshot(loaded.output)
+    snapshot = open_snapshot(f"{loaded.output.rstrip('/')}/snapshots/{report.snapshot}")
     if sheet is not None:
-        _write_sheet(snapshot, sheet, None, 3, 3, 192)
+        _write_sheet(snapshot, sheet, None, 3, 3, 256)
     if as_json:
         print_json({**_report(report), "categories": snapshot.summary(), "sheet": str(sheet) if sheet else None})
     else:
         _print_run(report, snapshot, loaded.output, config, sheet)
     raise typer.Exit(FLAWED if report.flawed else 0)
+
+
+def _in_stages(loads: Sequence[Any]) -> str:
+    """What the stages are doing: calls that run, and calls that wait where there are some."""
+    return ", ".join(
+        f"{load.name} {load.running}" + (f" ({load.waiting} waiting)" if load.waiting else "") for load in loads
+    )
 
 
 def _report(report: Any) -> dict[str, Any]:
@@ -128,17 +181,17 @@ def _print_run(report: Any, snapshot: Any, output: str, config: Path, sheet: Pat
     if report.reasons:
         out.print(f"not kept: {in_words(report.reasons)}")
     made = f"{report.parts_made} shards made" if report.parts_made else "nothing left to do"
-    out.print(f"{made}, {report.parts_before} were there; {report.seconds:.1f} s; snapshot {report.snapshot}")
+    out.print(f"{made}, {report.parts_before} were there; {human_seconds(report.seconds)}; snapshot {report.snapshot}")
     if sheet is not None:
         out.print(f"contact sheet: {escape(str(sheet))}")
     out.print("next:")
     for command in (
-        f"pairforge inspect {output}",
-        f"pairforge verify {output} --replay all",
-        f"pairforge preview {output} --category {snapshot.summary()[0]['category']} -o sheet.png",
-        f"pairforge plan {config}",
+        ["inspect", output],
+        ["verify", output, "--replay", "all"],
+        ["preview", output, "--category", snapshot.summary()[0]["category"], "-o", "sheet.png"],
+        ["plan", str(config)],
     ):
-        out.print(f"  {escape(command)}")
+        out.print(f"  pairforge {escape(shlex.join(command))}")
 
 
 @app.command()
@@ -179,38 +232,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check a snapshot: checksums, tar rules, counts; with --replay also that pixels come out again."""
-    from pairforge.snapshot import open_snapshot
-    from pairforge.snapshot import verify as verify_snapshot
-    from pipelines.verification import replay_snapshot
-
     if replay != "all" and not replay.isdecimal():
         raise ValueError(f"--replay {replay!r}: allowed are a number and `all`")
-    snapshot = open_snapshot(dataset)
-    count = None if replay == "all" else int(replay)
-    with show_progress(as_json) as progress:
-        task = progress.add_task("checking", total=len(snapshot.manifest.shards))
-        report = verify_snapshot(snapshot, lambda shard: progress.advance(task))
-        problems, replayed, without = list(report.problems), 0, 0
-        if count != 0 and not problems:
-            task = progress.add_task("replaying", total=count or report.samples)
-            again = replay_snapshot(
-                snapshot,
-                count,
-                tolerance,
-                workers or os.cpu_count() or 1,
-                lambda samples: progress.update(task, advance=samples),
-            )
-            replayed, without = again.replayed, again.without_steps
-            problems += again.problems
-    result = {
-        "snapshot": snapshot.manifest.id,
-        "shards": report.shards,
-        "samples": report.samples,
-        "bytes": report.bytes,
-        "replayed": replayed,
-        "without_steps": without,
-        "problems": problems,
-    }
+    result = _verify(dataset, None if replay == "all" else int(replay), tolerance, workers, as_json)
+    problems = result["problems"]
     if as_json:
         print_json(result)
     else:
@@ -218,13 +243,44 @@ def verify(
             err.print(f"[red]fault[/red] {escape(problem)}")
         if len(problems) > 50:
             err.print(f"... and {len(problems) - 50} more")
+        without = result["without_steps"]
         out.print(
-            f"snapshot {result['snapshot']}: {report.shards} shards, {report.samples} samples, "
-            f"{human_bytes(report.bytes)} read; {replayed} replayed"
-            + (f", {without} imported without steps" if without and count != 0 else "")
+            f"snapshot {result['snapshot']}: {result['shards']} shards, {result['samples']} samples, "
+            f"{human_bytes(result['bytes'])} read; {result['replayed']} replayed"
+            + (f", {without} imported without steps" if without else "")
             + (f"; {len(problems)} faults" if problems else "; no fault")
         )
     raise typer.Exit(UNVERIFIED if problems else 0)
+
+
+def _verify(dataset: str, count: int | None, tolerance: int, workers: int | None, quiet: bool) -> dict[str, Any]:
+    from pairforge.records import DamagedError
+    from pairforge.snapshot import open_snapshot
+    from pairforge.snapshot import verify as verify_snapshot
+    from pipelines.verification import replay_snapshot
+
+    result: dict[str, Any] = dict.fromkeys(("shards", "samples", "bytes", "replayed", "without_steps"), 0)
+    try:
+        snapshot = open_snapshot(dataset)
+    except DamagedError as error:
+        return {"snapshot": None, **result, "problems": [str(error)]}
+    with show_progress(quiet) as progress:
+        task = progress.add_task("checking", total=len(snapshot.manifest.shards))
+        report = verify_snapshot(snapshot, lambda shard: progress.advance(task))
+        problems = list(report.problems)
+        result.update(shards=report.shards, samples=report.samples, bytes=report.bytes)
+        if count != 0 and not problems:
+            again = progress.add_task("replaying", total=min(count or report.samples, report.samples))
+            replayed = replay_snapshot(
+                snapshot,
+                count,
+                tolerance,
+                workers or os.cpu_count() or 1,
+                lambda samples: progress.update(again, advance=samples),
+            )
+            result.update(replayed=replayed.replayed, without_steps=replayed.without_steps)
+            problems += replayed.problems
+    return {"snapshot": snapshot.manifest.id, **result, "problems": problems}
 
 
 @app.command()
@@ -245,11 +301,11 @@ def inspect(
             _, files = snapshot.find(key)
         except KeyError as error:
             raise ValueError(str(error.args[0])) from error
-        print_json(sample_json(files))
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
             for extension, data in files.items():
                 (output / f"{key}.{extension}").write_bytes(data)
+        print_json(sample_json(files))
         return
     if fate is not None:
         _print_fate(snapshot, fate, as_json)
@@ -273,7 +329,7 @@ def inspect(
     if snapshot.reasons():
         out.print(f"not kept: {in_words(snapshot.reasons())}")
     for key in snapshot.first_keys(3):
-        out.print(f"e.g. pairforge inspect {escape(dataset)} {key}")
+        out.print(f"e.g. pairforge inspect {escape(shlex.quote(dataset))} {key}")
 
 
 def _print_fate(snapshot: Any, fate: str, as_json: bool) -> None:
@@ -286,7 +342,10 @@ def _print_fate(snapshot: Any, fate: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table(f"{len(rows)} {fate} records", ("key", "reason", "detail", "uri"), rows)
+        for row in rows:
+            out.print(escape("  ".join([row["key"], *(row[name] for name in ("reason", "detail") if row[name])])))
+            out.print(escape(f"    {row['uri']}"))
+        out.print(f"{len(rows)} {fate} records")
 
 
 @app.command()
@@ -296,11 +355,13 @@ def preview(
     category: Annotated[list[str] | None, typer.Option(help="Only these categories.")] = None,
     per_category: Annotated[int, typer.Option(min=1, max=200)] = 3,
     columns: Annotated[int, typer.Option(help="Pairs a row.", min=1, max=12)] = 3,
-    thumb_px: Annotated[int, typer.Option(help="Side of one picture.", min=48, max=1024)] = 192,
+    thumb_px: Annotated[int, typer.Option(help="Side of one picture.", min=64, max=2048)] = 256,
 ) -> None:
     """Write a contact sheet: LQ beside HQ with the drawn parameters."""
+    from pairforge.image import check_picture_path
     from pairforge.snapshot import open_snapshot
 
+    check_picture_path(output)
     _write_sheet(open_snapshot(dataset), output, category, per_category, columns, thumb_px)
     out.print(escape(str(output)))
 
@@ -354,10 +415,16 @@ def import_(
             }
         )
     except ValidationError as error:
-        raise ValueError(
-            "; ".join(f"--{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-        ) from error
-    manifest, made = import_pairs(settings, output)
+        faults = ((str(e["loc"][0]).replace("_", "-"), e) for e in error.errors())
+        raise ValueError("; ".join(f"--{name}: {e['msg']} (got {e['input']!r})" for name, e in faults)) from error
+    with show_progress(as_json) as progress:
+        task = progress.add_task("looking at pairs", total=None)
+        manifest, made = import_pairs(
+            settings,
+            output,
+            lambda pairs: progress.update(task, description="importing", total=pairs),
+            lambda: progress.advance(task),
+        )
     snapshot = open_snapshot(output)
     failed = sum(shard.failed for shard in manifest.shards)
     if as_json:
@@ -365,8 +432,26 @@ def import_(
     else:
         _print_summary(snapshot)
         if snapshot.reasons():
-            out.print(f"not kept: {in_words(snapshot.reasons())}  (pairforge inspect {escape(output)} --fate rejected)")
+            out.print(f"not kept: {in_words(snapshot.reasons())}")
+            for fate in ("rejected", "failed"):
+                if any(getattr(shard, fate) for shard in manifest.shards):
+                    out.print(f"  pairforge inspect {escape(shlex.quote(output))} --fate {fate}")
     raise typer.Exit(FLAWED if failed else 0)
+
+
+@app.command()
+def export(
+    dataset: DatasetUrl,
+    output: Annotated[Path, typer.Argument(help="Folder to write; gets lq/ and hq/.")],
+    category: Annotated[list[str] | None, typer.Option(help="Only these categories.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
+) -> None:
+    """Write pairs as two folders with equal file names (BasicSR layout)."""
+    from pairforge.snapshot import open_snapshot
+    from pipelines.exporting import export_pairs
+
+    count = export_pairs(open_snapshot(dataset), output, category, split)
+    out.print(f"{count} pairs in {escape(str(output))}/lq and {escape(str(output))}/hq")
 
 
 @app.command()
@@ -398,7 +483,8 @@ def _write_sheet(
     from pairforge.image import save_picture
     from pipelines.preview import contact_sheet, pick_samples
 
-    save_picture(contact_sheet(list(pick_samples(snapshot, categories, per_category)), columns, thumb_px), output)
+    title = f"{snapshot.manifest.name}, snapshot {snapshot.manifest.id}"
+    save_picture(contact_sheet(pick_samples(snapshot, categories, per_category), columns, thumb_px, title), output)
 
 
 def _print_summary(snapshot: Any) -> None:
@@ -407,7 +493,8 @@ def _print_summary(snapshot: Any) -> None:
 
 
 def main() -> None:
-    """Entry point of the `pairforge` command."""
+    """Entry point of the `pairforge` command. SIGTERM ends it as Ctrl-C does, so that nothing is left running."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.exit(guarded(app))
 
 

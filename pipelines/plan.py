@@ -6,14 +6,20 @@ only touches the parts that used the source.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from degradations.catalog import BY_NAME
 from degradations.scene.depth import GEOMETRIC_PROVIDER, GEOMETRIC_REVISION
 from pairforge.config import canonical_json
-from pairforge.records import SCHEMA_VERSION, Frozen
+from pairforge.records import SCHEMA_VERSION, Fate, Frozen
 from pairforge.rng import rng_for
 from pairforge.shards import ShardName
 from pipelines.catalog import USABLE, Catalog, CatalogRow
@@ -54,25 +60,45 @@ class Part:
 
 @dataclass
 class _Stream:
-    """The open part of one category and split."""
+    """The open part of one category and split; `lines` is what its fingerprint hashes."""
 
     number: int = 0
     slots: int = 0
     records: list[PlannedRecord] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A recipe with what planning asks of it for every source."""
+
+    recipe: Recipe
+    needs_frames: bool
+    needs_second: bool
 
 
 class RenderSettings(Frozen):
-    """All of a config that determines the pixels and fates of planned records."""
+    """All of a config that determines the pixels and fates of planned records.
+
+    `folder` changes none: relative paths of sources start there, since workers may run elsewhere.
+    """
 
     seed: int
     base: Normalisation
     recipes: tuple[Recipe, ...]
     layers: tuple[str, ...]
+    folder: str
 
 
 def render_settings(config: RunConfig) -> RenderSettings:
     """The part of a config that workers need."""
-    return RenderSettings(seed=config.seed, base=config.base, recipes=config.recipes, layers=config.shards.layers)
+    return RenderSettings(
+        seed=config.seed,
+        base=config.base,
+        recipes=config.recipes,
+        layers=config.shards.layers,
+        folder=str(Path.cwd()),
+    )
 
 
 def too_small(row: CatalogRow, base: Normalisation) -> bool:
@@ -80,9 +106,20 @@ def too_small(row: CatalogRow, base: Normalisation) -> bool:
     return base.small == "refuse" and min(row.width, row.height) < base.size_px
 
 
-def serves(row: CatalogRow, recipe: Recipe) -> bool:
-    """Whether a recipe applies to a source: clips go to recipes that need frames, photos to the others."""
-    return (row.kind == "video") == ("frames" in recipe.needs())
+def count_sources(config: RunConfig, catalog: Catalog) -> dict[str, int]:
+    """What became of every source, as `Catalog.counts`; `usable` are those that records are planned of."""
+    counts = catalog.counts()
+    needs_frames = {"frames" in recipe.needs() for recipe in config.recipes}
+    unused: Counter[str] = Counter()
+    for table in catalog.read_usable("width", "height", "kind"):
+        short_px = pc.min_element_wise(table["width"], table["height"]).to_numpy()
+        small = (short_px < config.base.size_px) & (config.base.small == "refuse")
+        served = np.isin(pc.equal(table["kind"], "video").to_numpy(), list(needs_frames))
+        unused.update(too_small_for_base=int(small.sum()), no_recipe=int((~served & ~small).sum()))
+    refused = {f"{Fate.REJECTED}:{reason}": count for reason, count in unused.items() if count}
+    rest = {name: count for name, count in counts.items() if name not in ("seen", "usable")}
+    usable = counts["usable"] - unused.total()
+    return {"seen": counts["seen"], "usable": usable, **dict(sorted({**rest, **refused}.items()))}
 
 
 def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
@@ -90,20 +127,24 @@ def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
     settings = render_settings(config)
     removed = catalog.removed()
     headers = {recipe.category: _header(settings, recipe.category) for recipe in config.recipes}
+    tasks = [_Task(recipe, "frames" in recipe.needs(), "second" in recipe.needs()) for recipe in config.recipes]
     streams: dict[tuple[str, str], _Stream] = {}
     pool: dict[str, tuple[CatalogRow, ...]] = {}
     for rows in catalog.read_batches():
         usable = [row for row in rows if row.fate == USABLE and not too_small(row, config.base)]
         _refill_pool(pool, usable)
-        for row in usable:
-            for recipe in config.recipes:
-                if not serves(row, recipe):
+        drawn = [_draw_partners(config.seed, task, usable) for task in tasks]
+        for place, row in enumerate(usable):
+            identity = _identity(row)
+            for task, draws in zip(tasks, drawn, strict=True):
+                if task.needs_frames != (row.kind == "video"):
                     continue
+                recipe = task.recipe
                 stream = streams.setdefault((recipe.category, row.split), _Stream())
                 for variant in range(recipe.variants):
                     if row.source_id not in removed:
-                        record = _record(config.seed, recipe, row, variant, pool.get(row.split, ()), removed)
-                        stream.records.append(record)
+                        partner = _partner(draws, (variant, place), row, pool[row.split], removed)
+                        _add_record(stream, config.seed, recipe, row, identity, variant, partner)
                     stream.slots += 1
                     if stream.slots == config.shards.records_per_shard:
                         yield from _close(stream, recipe.category, row.split, headers, True)
@@ -123,34 +164,58 @@ def _refill_pool(pool: dict[str, tuple[CatalogRow, ...]], usable: list[CatalogRo
         pool[split] = (*earlier, *rows)
 
 
-def _record(
+def _draw_partners(seed: int, task: _Task, usable: list[CatalogRow]) -> NDArray[np.float64] | None:
+    """Where in the pool to look for the partner of each variant and source: (variants, sources, draws) in [0, 1).
+
+    One generator serves a batch, whose rows never change; one for each record would take longer than
+    all the rest of planning.
+    """
+    if not task.needs_second or not usable:
+        return None
+    rng = rng_for(seed, task.recipe.name, usable[0].source_id, "partners")
+    return rng.random((task.recipe.variants, len(usable), _PARTNER_DRAWS))
+
+
+def _partner(
+    draws: NDArray[np.float64] | None,
+    place: tuple[int, int],
+    row: CatalogRow,
+    candidates: Sequence[CatalogRow],
+    removed: frozenset[str],
+) -> CatalogRow | None:
+    if draws is None or not candidates:
+        return None
+    for draw in draws[place]:
+        drawn = candidates[int(draw * len(candidates))]
+        if drawn.group != row.group and drawn.source_id not in removed:
+            return drawn
+    return None
+
+
+def _add_record(
+    stream: _Stream,
     seed: int,
     recipe: Recipe,
     row: CatalogRow,
+    identity: str,
     variant: int,
-    candidates: tuple[CatalogRow, ...],
-    removed: frozenset[str],
-) -> PlannedRecord:
-    partner, start = None, 0
-    if "second" in recipe.needs():
-        rng = rng_for(seed, recipe.name, row.source_id, variant, "partner")
-        for place in rng.integers(0, max(1, len(candidates)), _PARTNER_DRAWS):
-            drawn = candidates[place] if candidates else row
-            if drawn.group != row.group and drawn.source_id not in removed:
-                partner = drawn
-                break
+    partner: CatalogRow | None,
+) -> None:
+    start = 0
     if row.kind == "video":
         rng = rng_for(seed, recipe.name, row.source_id, variant, "window")
         start = int(rng.integers(0, row.frames - row.window_frames + 1))
     key = f"{recipe.name}-{row.source_id}-v{variant}"
-    return PlannedRecord(key, recipe.name, variant, row, partner, start)
+    stream.records.append(PlannedRecord(key, recipe.name, variant, row, partner, start))
+    stream.lines.append(f"{key}\t{identity}\t{start}\t{_identity(partner) if partner else '-'}")
 
 
 def _close(stream: _Stream, category: str, split: str, headers: Mapping[str, bytes], sealed: bool) -> Iterator[Part]:
     if stream.records:
-        records = tuple(stream.records)
-        yield Part(LINE, category, split, stream.number, sealed, records, _fingerprint(headers[category], records))
-    stream.number, stream.slots, stream.records = stream.number + 1, 0, []
+        digest = hashlib.sha256(headers[category])
+        digest.update("\n".join(["", *stream.lines]).encode())
+        yield Part(LINE, category, split, stream.number, sealed, tuple(stream.records), digest.hexdigest())
+    stream.number, stream.slots, stream.records, stream.lines = stream.number + 1, 0, [], []
 
 
 def _header(settings: RenderSettings, category: str) -> bytes:
@@ -167,16 +232,6 @@ def _header(settings: RenderSettings, category: str) -> bytes:
             "depth": [GEOMETRIC_PROVIDER, GEOMETRIC_REVISION],
         }
     ).encode()
-
-
-def _fingerprint(header: bytes, records: tuple[PlannedRecord, ...]) -> str:
-    digest = hashlib.sha256(header)
-    for record in records:
-        digest.update(
-            f"\n{record.key}\t{_identity(record.source)}\t{record.window_start}"
-            f"\t{_identity(record.partner) if record.partner else '-'}".encode()
-        )
-    return digest.hexdigest()
 
 
 def _identity(row: CatalogRow) -> str:

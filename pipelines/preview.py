@@ -1,6 +1,7 @@
-"""Contact sheets: LQ beside HQ with the parameters that were drawn."""
+"""Contact sheets: LQ beside HQ, a detail of both at full size, and the parameters that were drawn."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -8,89 +9,204 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from pairforge.image import Pixels, decode_png
-from pairforge.records import Sample
-from pairforge.shards import read_shard
+from pairforge.image import Pixels, Plane, decode_png
+from pairforge.records import Fate, Sample, Step, parse_stored
+from pairforge.shards import Shard, read_rows, read_shard
 from pairforge.snapshot import Snapshot
 
-_GAP_PX = 6
-_CAPTION_PX = 30
-_SOURCES_SEEN = 4
-"""A category is read until this many times more sources are known than are shown."""
-_INK, _PAPER = (225, 225, 225), (24, 24, 26)
+_TELLING = {
+    "haze": "effective_optical_depth airlight_luminance density_cv",
+    "rain": "rain_rate_mm_h exposure_s wind_m_s",
+    "reflection": "kappa focus_m distance_m aperture_mm",
+    "double_pane_reflection": "kappa gap_mm focus_m distance_m",
+    "flare": "source_radiance ghost_count scatter_frac veil_frac",
+    "flare_lights": "source_radiance ghost_count scatter_frac veil_frac",
+    "motion_blur": "speed_deg_s exposure_s tremor",
+    "defocus_blur": "aperture_mm focus_m blades",
+    "gaussian_blur": "sigma_x_px sigma_y_px beta",
+    "temporal_blur": "duty_cycle highlight_gain",
+    "low_light": "exposure_ratio shot_var read_var",
+    "low_light_curve": "alpha beta gamma",
+    "sensor_noise": "shot_var read_var row_sd chroma_nr_px",
+    "granular_noise": "sigma_codes grain_px chroma_ratio",
+    "impulse_noise": "impulse_frac salt_share",
+    "banding_noise": "row_sd flicker_depth flicker_cycles",
+    "moire": "pitch_ratio roll_deg stripe_order artistic_gain",
+}
+"""Parameters a caption starts with; of a degradation that is not here, the first ones it has."""
+_PARAMETERS_SHOWN = 4
+_GAP_PX, _FONT_PX, _LINE_PX = 8, 13, 17
+_SHARDS_SEEN = 8
+"""Samples of a category are chosen from so many of its shards, spread evenly."""
+_MOST_PIXELS = 150_000_000
+_INK, _FAINT, _PAPER, _FRAME = (235, 235, 235), (165, 165, 170), (24, 24, 26), (255, 214, 10)
 
 
 def pick_samples(
     snapshot: Snapshot, categories: Sequence[str] | None, per_category: int
 ) -> Iterator[tuple[Sample, Pixels, Pixels]]:
-    """Kept samples for a sheet: in every category other sources, as many different ones as there are."""
-    for place, category in enumerate(sorted({shard.category for shard in snapshot.shards(categories)})):
-        by_source: dict[str, list[dict[str, bytes]]] = {}
-        for shard in snapshot.shards([category]):
-            for key, files in read_shard(snapshot.storage, shard.tar_name) if shard.tar_name else ():
-                if key not in snapshot.excluded:
-                    by_source.setdefault(key.split("-")[1], []).append(files)
-                if len(by_source) > _SOURCES_SEEN * per_category:
-                    break
-            if len(by_source) > _SOURCES_SEEN * per_category:
-                break
-        sources = sorted(by_source)
-        first = place * per_category % max(1, len(sources))
-        turned = [by_source[source] for source in sources[first:] + sources[:first]]
-        rounds = [files[turn] for turn in range(per_category) for files in turned if turn < len(files)]
-        for files in rounds[:per_category]:
-            sample = Sample.model_validate_json(files["json"])
+    """Kept samples for a sheet, one in memory at a time: first of every degradation, then of every source."""
+    sources_used: Counter[str] = Counter()
+    for category in sorted({shard.category for shard in snapshot.shards(categories)}):
+        shards = [shard for shard in snapshot.shards([category]) if shard.tar_name]
+        step = max(1, len(shards) // _SHARDS_SEEN)
+        chosen = _choose(snapshot, shards[::step][:_SHARDS_SEEN], per_category, sources_used)
+        for tar_name, keys in chosen.items():
+            yield from _read(snapshot, tar_name, keys)
+
+
+def _choose(snapshot: Snapshot, shards: Sequence[Shard], count: int, sources_used: Counter[str]) -> dict[str, set[str]]:
+    """Keys by tar, such that kinds of chain, then sources, then sources of earlier categories repeat least."""
+    rows = []
+    for shard in shards:
+        table = read_rows(snapshot.storage, [shard.rows_name], ["key", "fate", "source_id", "degradations"])
+        kept = (row for row in table.to_pylist() if row["fate"] == Fate.KEPT and row["key"] not in snapshot.excluded)
+        rows += [(row["key"], row["source_id"], tuple(row["degradations"]), shard.tar_name) for row in kept]
+    kinds: Counter[tuple[str, ...]] = Counter()
+    here: Counter[str] = Counter()
+    chosen: dict[str, set[str]] = {}
+    for _ in range(min(count, len(rows))):
+        best = min(rows, key=lambda row: (kinds[row[2]], here[row[1]], sources_used[row[1]]))
+        rows.remove(best)
+        key, source_id, kind, tar_name = best
+        kinds[kind] += 1
+        here[source_id] += 1
+        sources_used[source_id] += 1
+        chosen.setdefault(tar_name, set()).add(key)
+    return chosen
+
+
+def _read(snapshot: Snapshot, tar_name: str, keys: set[str]) -> Iterator[tuple[Sample, Pixels, Pixels]]:
+    left = set(keys)
+    for key, files in read_shard(snapshot.storage, tar_name):
+        if key in left:
+            left.remove(key)
+            sample = parse_stored(Sample, files["json"], f"{tar_name}: {key}.json")
             yield sample, decode_png(files["lq.png"]), decode_png(files["hq.png"])
+        if not left:
+            return
 
 
-def contact_sheet(samples: Sequence[tuple[Sample, Pixels, Pixels]], columns: int, thumb_px: int) -> Pixels:
-    """One picture of all samples, `columns` pairs a row, each pair LQ left and HQ right with a caption.
+def contact_sheet(
+    samples: Iterable[tuple[Sample, Pixels, Pixels]], columns: int, thumb_px: int, title: str = ""
+) -> Pixels:
+    """One picture of all samples, `columns` a row: LQ, HQ, and the framed detail of both at full size.
 
-    Raises ValueError when there is nothing to show.
+    Raises ValueError when there is nothing to show, or more than fits a picture.
     """
-    if not samples:
+    cells: list[Pixels] = []
+    for sample, lq, hq in samples:
+        cells.append(_cell(sample, lq, hq, thumb_px))
+        if len(cells) * cells[0].shape[0] * cells[0].shape[1] > _MOST_PIXELS:
+            raise ValueError(f"more than {len(cells) - 1} samples of {thumb_px} px do not fit a sheet; show fewer")
+    if not cells:
         raise ValueError("nothing to show: no kept record matches")
-    cell_width, cell_height = 2 * thumb_px + 2 * _GAP_PX, thumb_px + _CAPTION_PX + _GAP_PX
-    rows = -(-len(samples) // columns)
-    sheet = PILImage.new("RGB", (columns * cell_width + _GAP_PX, rows * cell_height + _GAP_PX), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
-    for place, (sample, lq, hq) in enumerate(samples):
-        x = _GAP_PX + place % columns * cell_width
-        y = _GAP_PX + place // columns * cell_height
-        sheet.paste(_thumb(lq, thumb_px), (x, y))
-        sheet.paste(_thumb(hq, thumb_px), (x + thumb_px + 1, y))
-        for line, text in enumerate(caption(sample)):
-            draw.text((x, y + thumb_px + 2 + 13 * line), _fit(draw, text, 2 * thumb_px, font), _INK, font)
-    return np.asarray(sheet)
+    height, width = (extent + _GAP_PX for extent in cells[0].shape[:2])
+    columns = min(columns, len(cells))
+    top = _GAP_PX + _LINE_PX
+    sheet = np.full((top + -(-len(cells) // columns) * height, columns * width + _GAP_PX, 3), _PAPER, np.uint8)
+    heading, draw = _canvas(top, sheet.shape[1])
+    draw.text((_GAP_PX, 3), _fit(draw, [title, "LQ | HQ | framed detail of both"], sheet.shape[1]), _FAINT, _font())
+    sheet[:top] = np.asarray(heading)
+    for place, cell in enumerate(cells):
+        y, x = top + place // columns * height, _GAP_PX + place % columns * width
+        sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
+    return sheet
 
 
-def caption(sample: Sample) -> tuple[str, str]:
-    """Category and severities, then the drawn parameters."""
-    steps = " > ".join(f"{step.name} {step.severity:.2f}" for step in sample.steps)
-    drawn = "  ".join(f"{name} {_short(value)}" for step in sample.steps for name, value in _scalars(step.params))
-    return f"{sample.category}: {steps}", drawn
+def _cell(sample: Sample, lq: Pixels, hq: Pixels, thumb_px: int) -> Pixels:
+    half = (thumb_px - 2) // 2
+    enlarge = 1 if max(lq.shape[:2]) > thumb_px else 2
+    box = _detail(lq, hq, half // enlarge)
+    canvas, draw = _canvas(thumb_px + 2 * _LINE_PX + 4, 2 * thumb_px + half + 6)
+    for side, pixels in enumerate((lq, hq)):
+        thumb, scale = _thumb(pixels, thumb_px)
+        x = side * (thumb_px + 2) + (thumb_px - thumb.width) // 2
+        y = (thumb_px - thumb.height) // 2
+        canvas.paste(thumb, (x, y))
+        frame = [round(edge * scale) for edge in box]
+        draw.rectangle((x + frame[0], y + frame[1], x + frame[2] - 1, y + frame[3] - 1), outline=_FRAME)
+        piece = PILImage.fromarray(np.ascontiguousarray(pixels[box[1] : box[3], box[0] : box[2]]))
+        piece = piece.resize((piece.width * enlarge, piece.height * enlarge), PILImage.Resampling.NEAREST)
+        canvas.paste(piece, (2 * thumb_px + 6, side * (half + 2)))
+    first, second = caption(sample)
+    draw.text((0, thumb_px + 2), _fit(draw, first, canvas.width), _INK, _font())
+    draw.text((0, thumb_px + 2 + _LINE_PX), _fit(draw, second, canvas.width), _FAINT, _font())
+    return np.asarray(canvas)
 
 
-def _scalars(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    return ((name, value) for name, value in params.items() if isinstance(value, int | float | str))
+def _canvas(height: int, width: int) -> tuple[PILImage.Image, ImageDraw.ImageDraw]:
+    canvas = PILImage.new("RGB", (width, height), _PAPER)
+    return canvas, ImageDraw.Draw(canvas)
+
+
+def caption(sample: Sample) -> tuple[list[str], list[str]]:
+    """Pieces of the two lines under a pair: category, steps with severity, source; telling parameters."""
+    steps = " > ".join(f"{step.name} {step.severity:.2f}" for step in sample.steps) or "imported"
+    each = max(1, _PARAMETERS_SHOWN // max(1, len(sample.steps)))
+    drawn = [piece for step in sample.steps for piece in _telling(step)[:each]]
+    source = sample.source.uri.rpartition("/")[2].rpartition("#")[2]
+    return [f"{sample.category}: {steps}", source], drawn
+
+
+def _telling(step: Step) -> list[str]:
+    known = [name for name in _TELLING.get(step.name, "").split() if name in step.params]
+    return [f"{name} {_short(step.params[name])}" for name in known or step.params]
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name} {_short(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(_short(part) for part in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _thumb(pixels: Pixels, side_px: int) -> PILImage.Image:
-    """The centre of an image at `side_px` squared; enlarged by repeating pixels, never smoothed."""
+def _font() -> Any:
+    return ImageFont.load_default(_FONT_PX)
+
+
+def _fit(draw: ImageDraw.ImageDraw, pieces: Sequence[str], width_px: int) -> str:
+    """As many whole pieces as fit one line; the first one is shortened if it does not fit alone."""
+    line = pieces[0] if pieces else ""
+    while len(line) > 1 and draw.textlength(line, _font()) > width_px:
+        line = line.removesuffix("…")[:-1] + "…"
+    for piece in pieces[1:]:
+        longer = f"{line}   {piece}" if line else piece
+        if draw.textlength(longer, _font()) > width_px:
+            break
+        line = longer
+    return line
+
+
+def _thumb(pixels: Pixels, side_px: int) -> tuple[PILImage.Image, float]:
+    """The whole image inside a square, and its scale; enlarged only by whole factors, repeating pixels."""
     height, width = pixels.shape[:2]
-    side = min(height, width)
-    y, x = (height - side) // 2, (width - side) // 2
-    method = cv2.INTER_AREA if side > side_px else cv2.INTER_NEAREST
-    square: Pixels = cv2.resize(pixels[y : y + side, x : x + side], (side_px, side_px), interpolation=method)
-    return PILImage.fromarray(square)
+    scale = side_px / max(height, width)
+    if scale >= 1:
+        scale = float(int(scale))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    return PILImage.fromarray(small), scale
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, width_px: int, font: Any) -> str:
-    while text and draw.textlength(text, font) > width_px:
-        text = text[:-2].rstrip(".") + "…" if len(text) > 3 else ""
-    return text
+def _detail(lq: Pixels, hq: Pixels, side_px: int) -> tuple[int, int, int, int]:
+    """Where fine structure of LQ and HQ differs most: left, top, right, bottom of a square, cut by the image."""
+    height, width = (min(extent) for extent in zip(lq.shape[:2], hq.shape[:2], strict=True))
+    box_width, box_height = min(side_px, width), min(side_px, height)
+    gap = np.abs(_fine(lq[:height, :width]) - _fine(hq[:height, :width]))
+    sums = cv2.integral(np.minimum(gap, 24))
+    total = (
+        sums[box_height:, box_width:]
+        - sums[:-box_height, box_width:]
+        - sums[box_height:, :-box_width]
+        + sums[:-box_height, :-box_width]
+    )
+    y, x = (int(place) for place in np.unravel_index(int(np.argmax(total)), total.shape))
+    return x, y, x + box_width, y + box_height
+
+
+def _fine(pixels: Pixels) -> Plane:
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    fine: Plane = grey - cv2.blur(grey, (9, 9))
+    return fine

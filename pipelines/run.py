@@ -21,7 +21,7 @@ from pairforge.snapshot import publish, read_latest, write_snapshot
 from pairforge.storage import Storage, open_storage
 from pipelines.catalog import Catalog
 from pipelines.engine import Backend, Engine, LocalBackend, StageLoad
-from pipelines.plan import Part, RenderSettings, plan_parts, render_settings
+from pipelines.plan import Part, RenderSettings, count_sources, plan_parts, render_settings
 from pipelines.ray_backend import RayBackend, connect_ray, start_embedded_ray
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
@@ -141,7 +141,7 @@ def run(
     catalog.scan(config)
     planned = outline(config, catalog, storage)
     if not planned.records:
-        raise ValueError(f"nothing to make: of the sources, {_in_words(catalog.counts())}")
+        raise ValueError(f"nothing to make: of the sources, {_in_words(count_sources(config, catalog))}")
     on_plan(planned)
     _write_run_file(storage, config, planned)
     tally = Tally(planned.records)
@@ -174,7 +174,7 @@ def run(
         total.add(marker)
     _check_failed(config, total, final=True)
     _check_present(storage, markers)
-    sources = catalog.counts()
+    sources = count_sources(config, catalog)
     before = read_latest(storage)
     manifest = write_snapshot(
         storage,

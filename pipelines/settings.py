@@ -1,5 +1,6 @@
 """The config of a synthesis run. Whatever changes pixels has no default: a config states it."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -19,7 +20,9 @@ class GroupRule(Frozen):
     """How sources are grouped; a group never straddles splits."""
 
     by: Literal["file", "folder", "pattern", "column"]
-    pattern: str | None = Field(None, description="regular expression with one group, for by: pattern")
+    pattern: str | None = Field(
+        None, description="regular expression whose first group in parentheses names the group, for by: pattern"
+    )
     column: str | None = Field(None, description="column of the table, for by: column")
 
     @model_validator(mode="after")
@@ -30,6 +33,16 @@ class GroupRule(Frozen):
             raise ValueError("`column` goes with `by: column`, and only with it")
         return self
 
+    @field_validator("pattern")
+    @classmethod
+    def _names_a_group(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and re.compile(value).groups == 0:
+                raise ValueError("no part in parentheses, whose match would name the group")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
 
 class SourceSet(Frozen):
     """What every set of sources states."""
@@ -37,6 +50,13 @@ class SourceSet(Frozen):
     licence: str = Field(description="SPDX id or name of the licence of these sources")
     attribution: str = ""
     group: GroupRule
+
+    @field_validator("group")
+    @classmethod
+    def _has_columns(cls, value: GroupRule) -> GroupRule:
+        if value.by == "column" and "uri_column" not in cls.model_fields:
+            raise ValueError("`by: column` needs sources of kind table (allowed here: file, folder, pattern)")
+        return value
 
 
 class FileSources(SourceSet):

@@ -1,29 +1,33 @@
-"""Finding sources and reading their bytes: folders, globs, packages, tars, parquet tables, videos.
+"""Listing sources: folders, globs, packages, tars, parquet tables, videos.
 
-A source is named by a URI that stays valid in records, and a locator that says where inside a
-container it lies (tar: offset,size; table: row group,row). A local name that is not UTF-8 becomes a
-percent-encoded `file:` URI.
+Everything that a set of sources names is listed, also what cannot be read: then with the reason. A
+source inside a container has a locator: offset and size in a tar, row group and row in a table.
+
+Left out without a word are folders, and in tars and in folders of containers what is no image or no
+container: there it is a companion.
 """
 
-import io
-import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from importlib.resources import files as package_files
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
-from urllib.parse import quote, unquote_to_bytes
+from pathlib import PurePosixPath
+from typing import BinaryIO, NamedTuple
 
-import cv2
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pairforge.image import Pixels
-from pairforge.records import Fate, SampleError
-from pairforge.storage import open_storage, read_url
+from pairforge.records import Fate, InfraError, SampleError
+from pipelines.entries import (
+    PHOTO_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Entry,
+    examine_entry,
+    hidden,
+    list_entries,
+    split_glob,
+)
+from pipelines.reading import PACKAGE, corrupt_tables_refused, is_remote, local_path, open_container, printable
 from pipelines.settings import (
     AnySources,
     FileSources,
@@ -34,12 +38,15 @@ from pipelines.settings import (
     VideoSources,
 )
 
-PHOTO_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .avif .tif .tiff .bmp .ppm .pgm .jp2 .gif .mpo".split())
-VIDEO_SUFFIXES = frozenset(".mp4 .mov .mkv .avi .webm .m4v .mpg .mpeg".split())
+_COMPRESSED = tuple(".gz .tgz .bz2 .tbz2 .xz .txz .zst .lz4".split())
 
 
 class Found(NamedTuple):
-    """One thing that listing turned up; `stamp` changes with its content, `refusal` is set where it is no file."""
+    """One thing that listing turned up; `refusal` is set where it cannot be a source.
+
+    `stamp` changes with its content. For a refused one it is the reason, so that it is looked at again
+    once the reason has gone. `size_bytes` is 0 where only reading tells.
+    """
 
     uri: str
     locator: str
@@ -52,7 +59,8 @@ class Found(NamedTuple):
 def list_sources(spec: AnySources) -> Iterator[Found]:
     """Everything in a set of sources, in an order that depends on names alone.
 
-    Raises FileNotFoundError where the set itself does not exist, ValueError where it holds nothing.
+    Raises FileNotFoundError where the set itself does not exist, ValueError where it holds nothing or
+    is not of the kind that the config says.
     """
     match spec:
         case FileSources() | VideoSources():
@@ -60,297 +68,180 @@ def list_sources(spec: AnySources) -> Iterator[Found]:
         case PackageSources():
             yield from _list_package(spec)
         case TarSources():
-            yield from _list_tars(spec)
+            for entry in _containers(spec.url, ".tar"):
+                yield from _list_tar(spec, entry)
         case TableSources():
-            yield from _list_table(spec)
+            for entry in _containers(spec.url, ".parquet"):
+                yield from _list_table(spec, entry)
 
 
-def read_source(uri: str, locator: str) -> bytes:
-    """Bytes of a source. Raises SampleError(`not_found` or `not_readable`) when it is gone or closed to us."""
-    try:
-        if uri.startswith("package://"):
-            return _package_path(uri).read_bytes()
-        if not locator:
-            return read_url(uri) if _is_remote(uri) else _local_path(uri).read_bytes()
-        container = uri.partition("#")[0]
-        first, second = (int(part) for part in locator.split(","))
-        if container.endswith(".parquet"):
-            return _read_table_bytes(container, uri.rpartition("#")[2].partition("=")[0], first, second)
-        root, _, name = container.rpartition("/")
-        return open_storage(root or ".").read_range(name, first, second)
-    except FileNotFoundError as error:
-        raise SampleError("not_found", f"{uri} was listed but is not there any more") from error
-    except PermissionError as error:
-        raise SampleError("not_readable", f"{uri} may not be read by this user") from error
-
-
-@contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """A local path with the bytes of a source, for readers that take no stream."""
-    if not _is_remote(uri):
-        yield _local_path(uri)
-        return
-    with tempfile.NamedTemporaryFile(suffix=PurePosixPath(uri).suffix) as file:
-        file.write(read_source(uri, ""))
-        file.flush()
-        yield Path(file.name)
-
-
-def count_frames(path: Path) -> tuple[int, int, int]:
-    """Frames, width and height of a video. Raises SampleError(`not_a_video`)."""
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise SampleError("not_a_video", f"{path.name} cannot be opened as a video")
-        frames = 0
-        while capture.grab():
-            frames += 1
-        width, height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        return frames, width, height
-    finally:
-        capture.release()
-
-
-def read_frames(path: Path, start: int, count: int) -> list[Pixels]:
-    """`count` frames (H, W, 3) RGB from frame `start` on. Raises SampleError(`truncated`)."""
-    capture = cv2.VideoCapture(str(path))
-    try:
-        for _ in range(start):
-            capture.grab()
-        frames: list[Pixels] = []
-        for index in range(count):
-            done, frame = capture.read()
-            if not done:
-                raise SampleError("truncated", f"frame {start + index} of {path.name} cannot be decoded")
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-        return frames
-    finally:
-        capture.release()
-
-
-def _is_remote(uri: str) -> bool:
-    return "://" in uri and not uri.startswith("file://")
-
-
-def _local_path(uri: str) -> Path:
-    if uri.startswith("file:"):
-        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://").removeprefix("file:"))))
-    return Path(uri)
-
-
-def _local_uri(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "file:" + quote(os.fsencode(path), safe="/")
-    return "file:" + quote(path, safe="/") if path.startswith("file:") else path
-
-
-def _group(rule: GroupRule, relative: str) -> str:
-    """Group of a source from its path below the root of its set, so that moving the set moves no split."""
+def _found(entry: Entry, rule: GroupRule, locator: str = "") -> Found:
+    """An entry with its group, which is taken from its path below the root: moving the set moves no split."""
+    relative, refusal = entry.relative, entry.refusal
+    group = relative.removesuffix(PurePosixPath(relative).suffix)
     if rule.by == "folder":
-        return str(PurePosixPath(relative).parent)
-    if rule.by == "pattern":
-        found = re.search(rule.pattern or "", relative)
-        return found.group(1) if found and found.re.groups else relative
-    return relative.removesuffix(PurePosixPath(relative).suffix)
+        group = str(PurePosixPath(relative).parent)
+    elif rule.by == "pattern":
+        match = re.search(rule.pattern or "", relative)
+        group = (match and match.group(1)) or ""
+        if not group:
+            refusal = refusal or _no_group(f"{relative!r} does not match the group pattern {rule.pattern!r}")
+    return Found(entry.uri, locator, refusal.reason if refusal else entry.stamp, entry.size_bytes, group, refusal)
 
 
-def _below(root: str, uri: str) -> str:
-    name = uri.removeprefix("file:").removeprefix(root).lstrip("/")
-    return name or uri.rpartition("/")[2]
+def _no_group(detail: str) -> SampleError:
+    return SampleError("no_group", detail, Fate.REJECTED)
 
 
 def _list_files(spec: FileSources | VideoSources) -> Iterator[Found]:
     suffixes = PHOTO_SUFFIXES if isinstance(spec, FileSources) else VIDEO_SUFFIXES
-    is_glob = any(letter in spec.url for letter in "*?[")
-    count = 0
-    root = _glob_root(spec.url)[0]
-    entries = _remote_entries(spec.url) if _is_remote(spec.url) else _local_entries(spec.url)
-    for uri, size, stamp, refusal in entries:
-        count += 1
-        suffix = PurePosixPath(uri).suffix.lower()
-        if refusal is None and not is_glob and suffix not in suffixes:
+    is_glob = bool(split_glob(spec.url)[1])
+    entry = None
+    for entry in list_entries(spec.url):
+        suffix = PurePosixPath(entry.relative).suffix.lower()
+        if entry.refusal is None and not is_glob and suffix not in suffixes:
             allowed = " ".join(sorted(suffixes))
-            refusal = SampleError(
-                "other_extension",
-                f"{uri} has extension {suffix!r}; allowed in a folder: {allowed}",
-                Fate.REJECTED,
-            )
-        yield Found(uri, "", stamp, size, _group(spec.group, _below(root, uri)), refusal)
-    if not count:
+            detail = f"{entry.uri} has extension {suffix!r}; allowed in a folder: {allowed}"
+            entry = entry._replace(refusal=SampleError("other_extension", detail, Fate.REJECTED))
+        yield _found(entry, spec.group)
+    if entry is None:
         raise ValueError(f"sources {spec.url!r}: nothing matches")
-
-
-def _remote_entries(url: str) -> Iterator[tuple[str, int, str, SampleError | None]]:
-    root, pattern = _glob_root(url)
-    for entry in open_storage(root).list(""):
-        if not pattern or _glob_regex(pattern).fullmatch(entry.name):
-            yield f"{root}/{entry.name}", entry.size, f"{entry.size}", None
-
-
-def _local_entries(url: str) -> Iterator[tuple[str, int, str, SampleError | None]]:
-    root, pattern = _glob_root(url)
-    if not Path(root).exists():
-        raise FileNotFoundError(f"sources {url!r}: {root} does not exist")
-    if Path(root).is_file():
-        info = Path(root).stat()
-        yield _local_uri(root), info.st_size, f"{info.st_mtime_ns}-{info.st_size}", None
-        return
-    expression = _glob_regex(pattern) if pattern else None
-    for path in _walk(root, frozenset()):
-        relative = path.removeprefix(root).lstrip("/")
-        if expression is None or expression.fullmatch(relative):
-            yield _examine_entry(path)
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    info = Path(folder).stat()
-    identity = (info.st_dev, info.st_ino)
-    if identity in above:
-        return
-    for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            if PurePosixPath(entry.name).suffix.lower() in PHOTO_SUFFIXES | VIDEO_SUFFIXES:
-                yield entry.path
-            yield from _walk(entry.path, above | {identity})
-        else:
-            yield entry.path
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a symlink that loops: told apart in _examine_entry
-        return False
-
-
-def _examine_entry(path: str) -> tuple[str, int, str, SampleError | None]:
-    uri = _local_uri(path)
-    try:
-        info = Path(path).stat()
-    except FileNotFoundError:
-        return uri, 0, "gone", SampleError("not_found", f"{uri} is a link to nothing")
-    except OSError as error:
-        return uri, 0, "loop", SampleError("symlink_loop", f"{uri} cannot be resolved: {error.strerror}")
-    refusal = None
-    if not Path(path).is_file():
-        refusal = SampleError("not_a_file", f"{uri} is a folder, pipe, socket or device", Fate.REJECTED)
-    elif not os.access(path, os.R_OK):
-        refusal = SampleError("not_readable", f"{uri} may not be read by this user")
-    return uri, info.st_size, f"{info.st_mtime_ns}-{info.st_size}", refusal
-
-
-def _glob_root(url: str) -> tuple[str, str]:
-    """Longest folder without wildcards, and the pattern below it ('' where there is none)."""
-    parts = url.rstrip("/").split("/")
-    for place, part in enumerate(parts):
-        if any(letter in part for letter in "*?["):
-            return "/".join(parts[:place]) or ("/" if url.startswith("/") else "."), "/".join(parts[place:])
-    return "/".join(parts), ""
-
-
-@lru_cache(maxsize=64)
-def _glob_regex(pattern: str) -> re.Pattern[str]:
-    """`*` and `?` stay inside a folder, `**/` crosses folders, `[...]` is a class."""
-    translated, place = "", 0
-    while place < len(pattern):
-        if pattern.startswith("**/", place):
-            translated, place = translated + "(?:.*/)?", place + 3
-        elif pattern.startswith("**", place):
-            translated, place = translated + ".*", place + 2
-        elif pattern[place] == "[" and "]" in pattern[place:]:
-            end = pattern.index("]", place) + 1
-            translated, place = translated + pattern[place:end].replace("[!", "[^"), end
-        else:
-            letter = pattern[place]
-            translated += {"*": "[^/]*", "?": "[^/]"}.get(letter) or re.escape(letter)
-            place += 1
-    return re.compile(translated, re.DOTALL)
-
-
-def _package_path(uri: str) -> Path:
-    package, _, relative = uri.removeprefix("package://").partition("/")
-    return Path(str(package_files(package).joinpath(relative)))
 
 
 def _list_package(spec: PackageSources) -> Iterator[Found]:
     for relative in spec.paths:
-        uri = f"package://{spec.package}/{relative}"
+        uri = f"{PACKAGE}{spec.package}/{relative}"
         try:
-            path = _package_path(uri)
+            path = local_path(uri)
         except ModuleNotFoundError as error:
             raise FileNotFoundError(f"sources: Python package {spec.package!r} is not installed") from error
         if not path.is_file():
             raise FileNotFoundError(f"sources: {relative} is not a file of package {spec.package!r}")
         size = path.stat().st_size
-        yield Found(uri, "", f"{size}", size, _group(spec.group, relative), None)
+        yield _found(Entry(uri, relative, size, f"{size}", None), spec.group)
 
 
-def _containers(url: str, suffix: str) -> Sequence[tuple[str, str]]:
-    entries = _remote_entries(url) if _is_remote(url) else _local_entries(url)
-    found = [(uri, stamp) for uri, _, stamp, refusal in entries if refusal is None and uri.endswith(suffix)]
+def _containers(url: str, suffix: str) -> Sequence[Entry]:
+    """Containers, also those that cannot be read. '#' parts a container from what lies in it, so none may have it."""
+    found = []
+    for entry in list_entries(url):
+        name = PurePosixPath(entry.relative).name
+        refusal = entry.refusal
+        if not name.endswith(suffix):
+            if f"{suffix}." not in name and not name.endswith(_COMPRESSED):
+                continue
+            detail = f"{entry.uri} is compressed, so nothing in it can be read by offset: unpack it to {suffix}"
+            refusal = refusal or SampleError("compressed_container", detail, Fate.REJECTED)
+        elif "#" in entry.uri:
+            refusal = refusal or SampleError("unusable_uri", f"{entry.uri} has a '#' in its name", Fate.REJECTED)
+        found.append(entry._replace(refusal=refusal))
     if not found:
         raise ValueError(f"sources {url!r}: no {suffix} file matches")
+    if all(entry.refusal for entry in found):
+        raise ValueError(f"sources {url!r}: no {suffix} file can be read; {found[0].refusal}")
     return found
 
 
-def _list_tars(spec: TarSources) -> Iterator[Found]:
-    for container, stamp in _containers(spec.url, ".tar"):
-        root, _, name = container.rpartition("/")
-        with open_storage(root or ".").open(name) as stream:
-            try:
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
-                    for entry in tar:
-                        suffix = PurePosixPath(entry.name).suffix.lower()
-                        if entry.isfile() and suffix in PHOTO_SUFFIXES:
-                            uri, group = f"{container}#{entry.name}", _group(spec.group, f"{name}/{entry.name}")
-                            locator = f"{entry.offset_data},{entry.size}"
-                            yield Found(uri, locator, stamp, entry.size, group, None)
-            except tarfile.TarError as error:
-                refusal = SampleError("corrupt", f"{container} is not a readable tar: {error}")
-                yield Found(container, "", stamp, 0, container, refusal)
+def _list_tar(spec: TarSources, container: Entry) -> Iterator[Found]:
+    try:
+        if container.refusal is not None:
+            raise container.refusal
+        with open_container(container.uri) as stream:
+            for member in _tar_members(stream, container.uri):
+                if not member.isfile() or PurePosixPath(member.name).suffix.lower() not in PHOTO_SUFFIXES:
+                    continue
+                name = printable(member.name)
+                refusal = hidden(name) if PurePosixPath(name).name.startswith(".") else None
+                if member.issparse():
+                    refusal = SampleError("sparse_member", f"{name} is not stored in one piece", Fate.REJECTED)
+                relative = f"{container.relative}/{name}"
+                entry = Entry(f"{container.uri}#{name}", relative, member.size, container.stamp, refusal)
+                yield _found(entry, spec.group, f"{member.offset_data},{member.size}")
+    except SampleError as refusal:
+        yield _found(container._replace(refusal=refusal), spec.group)
 
 
-def _list_table(spec: TableSources) -> Iterator[Found]:
-    column = spec.uri_column or spec.bytes_column or ""
-    for container, stamp in _containers(spec.url, ".parquet"):
-        root, _, name = container.rpartition("/")
-        with open_storage(root or ".").open(name) as stream:
+def _tar_members(stream: BinaryIO, uri: str) -> Iterator[tarfile.TarInfo]:
+    """Members of a tar. Raises SampleError after the last that can be listed, where the tar is damaged."""
+    if stream.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")):
+        raise SampleError("compressed_container", f"{uri} is a compressed tar: unpack it", Fate.REJECTED)
+    stream.seek(0)
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if member.size < 0:  # tarfile would go back and never end
+                    raise tarfile.ReadError(f"member of {member.size} bytes")
+                yield member
+            stream.seek(tar.offset)
+            if stream.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+                raise SampleError("truncated", f"{uri} has no end: it is damaged at byte {tar.offset}, or was cut off")
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise SampleError("corrupt", f"{uri} is not a readable tar: {error}") from error
+    except OSError as error:
+        raise InfraError(f"{uri}: {error}") from error
+
+
+def _list_table(spec: TableSources, container: Entry) -> Iterator[Found]:
+    try:
+        if container.refusal is not None:
+            raise container.refusal
+        with open_container(container.uri) as stream, corrupt_tables_refused(container.uri):
             table = pq.ParquetFile(stream)
-            missing = {column, spec.group.column or column} - set(table.schema_arrow.names)
-            if missing:
-                raise ValueError(f"{container} has no column {sorted(missing)}; it has {table.schema_arrow.names}")
-            wanted = sorted({column, spec.group.column or column})
+            _check_columns(spec, container.uri, table.schema_arrow)
             for group_index in range(table.num_row_groups):
-                rows = table.read_row_group(group_index, columns=wanted).to_pylist()
-                for row_index, row in enumerate(rows):
-                    yield _table_row(spec, container, stamp, (group_index, row_index), row)
+                yield from _list_row_group(spec, container, table, group_index)
+    except SampleError as refusal:
+        yield _found(container._replace(refusal=refusal), spec.group)
 
 
-def _table_row(spec: TableSources, container: str, stamp: str, place: tuple[int, int], row: dict[str, object]) -> Found:
-    locator = f"{place[0]},{place[1]}"
-    value = row[spec.uri_column or spec.bytes_column or ""]
-    if spec.uri_column:
-        uri, size, where = str(value), 0, ""
-    else:
-        uri, where = f"{container}#{spec.bytes_column}={locator}", locator
-        size = len(value) if isinstance(value, bytes) else 0
-    refusal = SampleError("empty_file", f"{container} row {locator} holds null") if value is None else None
-    relative = uri if spec.uri_column else f"{container.rpartition('/')[2]}#{locator}"
-    group = str(row[spec.group.column]) if spec.group.column else _group(spec.group, relative)
-    return Found(uri if value is not None else f"{container}#{locator}", where, stamp, size, group, refusal)
+def _check_columns(spec: TableSources, uri: str, schema: pa.Schema) -> None:
+    column = spec.uri_column or spec.bytes_column or ""
+    missing = {column, spec.group.column or column} - set(schema.names)
+    if missing:
+        raise ValueError(f"{uri} has no column {', '.join(sorted(missing))}; it has {', '.join(schema.names)}")
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (
+        (pa.types.is_string, pa.types.is_large_string)
+        if spec.uri_column
+        else (pa.types.is_binary, pa.types.is_large_binary)
+    )
+    if not any(test(kind) for test in tests):
+        wanted = "strings" if spec.uri_column else "bytes"
+        raise ValueError(f"column {column} of {uri} holds {kind}; {wanted} are needed")
 
 
-@lru_cache(maxsize=2)
-def _row_group(container: str, column: str, group_index: int) -> list[bytes]:
-    root, _, name = container.rpartition("/")
-    data = io.BytesIO(open_storage(root or ".").read(name))
-    values: list[bytes] = pq.ParquetFile(data).read_row_group(group_index, columns=[column])[column].to_pylist()
-    return values
+def _list_row_group(spec: TableSources, container: Entry, table: pq.ParquetFile, group_index: int) -> Iterator[Found]:
+    column = spec.uri_column or spec.bytes_column or ""
+    columns = sorted({column, spec.group.column or column})
+    rows = table.read_row_group(group_index, columns=columns, use_threads=False)
+    values = rows[column] if spec.uri_column else pc.binary_length(rows[column])
+    groups = rows[spec.group.column].to_pylist() if spec.group.column else []
+    for row_index, value in enumerate(values.to_pylist()):
+        locator = f"{group_index},{row_index}"
+        entry = Entry(
+            f"{container.uri}#{spec.bytes_column}={locator}" if spec.bytes_column else f"{container.uri}#{locator}",
+            f"{container.relative.removesuffix('.parquet')}/{group_index}-{row_index}",
+            value if isinstance(value, int) else 0,
+            container.stamp,
+            SampleError("empty_file", f"{container.uri} holds null in row {locator}") if value is None else None,
+        )
+        if isinstance(value, str):
+            entry = _named_entry(value)
+        found = _found(entry, spec.group, "" if spec.uri_column else locator)
+        if spec.group.column:
+            group = groups[row_index]
+            found = found._replace(group="" if group is None else str(group))
+            if not found.group:
+                refusal = found.refusal or _no_group(f"{found.uri} has no {spec.group.column}")
+                found = found._replace(refusal=refusal, stamp=refusal.reason)
+        yield found
 
 
-def _read_table_bytes(container: str, column: str, group_index: int, row_index: int) -> bytes:
-    return _row_group(container, column, group_index)[row_index]
+def _named_entry(uri: str) -> Entry:
+    """What a table names. A remote object is known by its URI alone: asking for each would take days."""
+    if uri.startswith(PACKAGE):  # which would import whatever a table names
+        return Entry(uri, uri, 0, "", SampleError("unusable_uri", f"{uri}: not allowed in a table", Fate.REJECTED))
+    if is_remote(uri):
+        return Entry(uri, uri, 0, "uri", None)
+    return examine_entry(str(local_path(uri)), uri)._replace(uri=uri)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -61,7 +61,7 @@ class Stage:
     name: str
     version: int
     make: Callable[[Any], Any]
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     pool: Pool | None = None
 
 

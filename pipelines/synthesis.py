@@ -17,7 +17,7 @@ from degradations.catalog import BY_NAME, replay
 from degradations.scene.depth import GEOMETRIC_PROVIDER, GEOMETRIC_REVISION, geometric_depth
 from pairforge.config import canonical_json
 from pairforge.image import Pixels, decode_png, encode_png, to_pixels, use_one_thread
-from pairforge.records import Asset, Fate, InfraError, Sample, SampleError, Step
+from pairforge.records import Asset, Fate, InfraError, Sample, SampleError, Step, parse_stored
 from pairforge.rng import rng_for, seed_for
 from pairforge.shards import Marker, ShardWriter
 from pairforge.storage import Storage, open_storage
@@ -46,7 +46,7 @@ class _Bench:
     def base(self, row: CatalogRow) -> Base:
         if row.source_id not in self.bases:
             self.bases = dict(list(self.bases.items())[-3:])
-            self.bases[row.source_id] = load_base(self.storage, row, self.settings.base)
+            self.bases[row.source_id] = load_base(self.storage, row, self.settings.base, self.settings.folder)
         return self.bases[row.source_id]
 
     def depth(self, base: Base) -> Depth:
@@ -159,7 +159,7 @@ def _render(bench: _Bench, part: Part, record: PlannedRecord, recipe: Recipe) ->
 def _load(bench: _Bench, record: PlannedRecord) -> tuple[Base, tuple[Base, ...]]:
     if record.source.kind != "video":
         return bench.base(record.source), ()
-    frames = load_frames(bench.storage, record.source, record.window_start, bench.settings.base)
+    frames = load_frames(bench.storage, record.source, record.window_start, bench.settings.base, bench.settings.folder)
     return frames[len(frames) // 2], frames
 
 
@@ -225,13 +225,16 @@ def replay_sample(storage: Storage, files: Mapping[str, bytes]) -> tuple[Pixels,
     version of a step or of a scene provider.
     """
     use_one_thread()
-    sample = Sample.model_validate_json(files["json"])
+    sample = parse_stored(Sample, files["json"], "the sample's JSON")
     base = decode_png(files.get("base.png", files["hq.png"]))
     images = {asset.role: _read_asset(storage, asset) for asset in sample.assets}
     frames = tuple(images[f"frame{index}"] for index in range(sum(role != "second" for role in images)))
     stated = sample.scene.get("depth")
     if stated and (stated["provider"], stated["revision"]) != (GEOMETRIC_PROVIDER, GEOMETRIC_REVISION):
-        raise ValueError(f"depth of {stated} is not what this installation makes")
+        raise ValueError(
+            f"depth was made by {stated['provider']} revision {stated['revision']}; this installation has "
+            f"{GEOMETRIC_PROVIDER} revision {GEOMETRIC_REVISION}, whose pixels differ"
+        )
     scene, _ = build_scene(sample.scene, base, images.get("second"), frames)
     rendered = replay(base, sample.steps, scene)
     return to_pixels(rendered.image), to_pixels(rendered.target)

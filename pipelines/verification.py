@@ -1,18 +1,22 @@
 """Rendering stored samples again, in fresh processes, and comparing them with what the shards hold."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from pairforge.image import Pixels, decode_png, encode_png
+from pairforge.records import InfraError
 from pairforge.shards import read_shard, sample_json
 from pairforge.snapshot import Snapshot
 from pairforge.storage import open_storage
 from pipelines.plan import LINE
-from pipelines.synthesis import replay_sample
+from pipelines.synthesis import pixel_versions, replay_sample
 
 
 @dataclass(frozen=True)
@@ -33,21 +37,40 @@ def replay_snapshot(
 ) -> ReplayReport:
     """Replay `count` samples spread evenly over the snapshot, all of them where None.
 
-    With a tolerance of 0 the PNG bytes must be equal; else no pixel may differ by more codes.
+    With a tolerance of 0 the PNG bytes must be equal; else no pixel may differ by more codes. Raises
+    InfraError where a process died.
     """
     work = list(_choose(snapshot, count))
     replayed = 0
     problems: list[str] = []
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=fresh) as pool:
-        jobs = [pool.submit(_replay_shard, snapshot.storage.root, *job, tolerance_codes) for job in work]
-        for job in as_completed(jobs):
-            done, faults = job.result()
+    with closing(_in_processes(snapshot.storage.root, work, tolerance_codes, workers)) as results:
+        for done, faults in results:
             replayed += done
             problems += faults
             seen(done)
     skipped = sum(shard.kept for shard in snapshot.manifest.shards if shard.line != LINE)
     return ReplayReport(replayed, skipped, tuple(sorted(problems)))
+
+
+def _in_processes(
+    root: str, work: Sequence[tuple[str, frozenset[int]]], tolerance_codes: int, workers: int
+) -> Generator[tuple[int, list[str]], None, None]:
+    if not work:
+        return
+    fresh = multiprocessing.get_context("spawn")
+    before = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(workers, len(work)), fresh, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            jobs = [pool.submit(_replay_shard, root, *job, tolerance_codes) for job in work]
+            for job in as_completed(jobs):
+                yield job.result()
+        except BrokenProcessPool as error:
+            raise InfraError("a process that replayed samples died; it may have run out of memory") from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+            raise
 
 
 def _choose(snapshot: Snapshot, count: int | None) -> Iterator[tuple[str, frozenset[int]]]:
@@ -69,16 +92,22 @@ def _replay_shard(root: str, tar_name: str, places: frozenset[int], tolerance_co
         if place not in places:
             continue
         done += 1
-        assert sample_json(files)["key"] == key
         try:
             sides = replay_sample(storage, files)
         except ValueError as error:
             problems.append(f"{key}: {error}")
             continue
         for name, pixels in zip(("lq.png", "hq.png"), sides, strict=True):
-            fault = _difference(files[name], pixels, tolerance_codes)
-            problems += [f"{key}: {name} {fault}"] if fault else []
+            if fault := _difference(files[name], pixels, tolerance_codes):
+                problems.append(f"{key}: {name} {fault}{_other_versions(files)}")
     return done, problems
+
+
+def _other_versions(files: Mapping[str, bytes]) -> str:
+    """Which libraries differ from those that rendered a sample, as the end of a message."""
+    made, here = sample_json(files)["versions"], pixel_versions()
+    other = [f"{name} {made[name]} (here {here.get(name, 'none')})" for name in made if made[name] != here.get(name)]
+    return f"; it was made with {', '.join(other)}" if other else ""
 
 
 def _difference(stored: bytes, pixels: Pixels, tolerance_codes: int) -> str:

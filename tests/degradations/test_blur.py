@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,20 +14,18 @@ from degradations.blur import (
     DEFOCUS_BLUR,
     GAUSSIAN_BLUR,
     MOTION_BLUR,
-    TEMPORAL_BLUR,
     DefocusBlurParams,
     MotionBlurParams,
-    TemporalBlurParams,
     aperture_psf,
     compress_highlights,
     convolve,
     expand_highlights,
-    frame_weights,
     gaussian_psf,
     path_psf,
     shake_path,
     signed_blur_px,
 )
+from degradations.temporal_blur import TEMPORAL_BLUR, TemporalBlurParams, frame_weights
 from pairforge.image import linear_to_srgb, pixels_to_linear, to_pixels
 from pairforge.rng import rng_for, seed_for
 
@@ -34,51 +33,51 @@ ALL = (MOTION_BLUR, DEFOCUS_BLUR, GAUSSIAN_BLUR, TEMPORAL_BLUR)
 BLUR = {degradation.name: degradation for degradation in ALL}
 
 
-def photo(height=192, width=256):
+def photo(height: Any = 192, width: Any = 256) -> Any:
     return np.ascontiguousarray(data.astronaut()[60 : 60 + height, 100 : 100 + width])
 
 
-def plane_depth(z_m, focal_px=1000.0):
+def plane_depth(z_m: Any, focal_px: Any = 1000.0) -> Any:
     return Depth(z_m.astype(np.float32), np.zeros_like(z_m, np.float32), focal_px, "test", "1", 1.0, True)
 
 
-def panned(step_px, count=7, height=160, width=200):
+def panned(step_px: Any, count: Any = 7, height: Any = 160, width: Any = 200) -> Any:
     """Frames of a pan over a photo, sampled from a smoothed original so that shifting costs no contrast."""
     big = cv2.GaussianBlur(data.coffee(), (0, 0), 1.5)
     centres = [(300 + step_px * (index - count // 2), 200.0) for index in range(count)]
     return tuple(cv2.getRectSubPix(big, (width, height), centre) for centre in centres)
 
 
-def scene_for(pixels):
+def scene_for(pixels: Any) -> Any:
     height, width = pixels.shape[:2]
     ramp = np.repeat(np.geomspace(40, 1.5, height)[:, None], width, axis=1)
     frames = (np.roll(pixels, -2, 1), np.roll(pixels, -1, 1), pixels, np.roll(pixels, 1, 1), np.roll(pixels, 2, 1))
     return Scene(depth=plane_depth(ramp, focal_px=float(width)), frames=frames)
 
 
-def render(name, pixels, severity, seed=1, scene=None):
+def render(name: Any, pixels: Any, severity: Any, seed: Any = 1, scene: Any = None) -> Any:
     step = sample_step(BLUR[name], severity, rng_for(seed, name, "params"), seed_for(seed, name, "pixels"))
     return replay_with(pixels, [step], scene or scene_for(pixels), BLUR)
 
 
-def defocus(**changes):
+def defocus(**changes: Any) -> Any:
     values = {"aperture_mm": 10.0, "focus_m": 2.0, "blades": 6, "roundness": 0.5, "blade_angle_deg": 10.0}
     return DefocusBlurParams(**{**values, "highlight_gain": 1.0, **changes})
 
 
-def otf(psf, frequencies):
+def otf(psf: Any, frequencies: Any) -> Any:
     """|OTF| along x at `frequencies` in cycles / px."""
     x = np.arange(psf.shape[1]) - psf.shape[1] // 2
     return np.abs(np.exp(-2j * np.pi * np.outer(frequencies, x)) @ psf.sum(axis=0, dtype=np.float64))
 
 
-def first_zero(psf, low, high):
+def first_zero(psf: Any, low: Any, high: Any) -> Any:
     frequencies = np.linspace(low, high, 4001)
     return frequencies[otf(psf, frequencies).argmin()]
 
 
 @pytest.mark.parametrize("case", range(40))
-def test_psf_sums_to_one_and_is_centred(case):
+def test_psf_sums_to_one_and_is_centred(case: Any) -> None:
     rng = np.random.default_rng(case)
     length_px, diameter_px = np.exp(rng.uniform(np.log(1), np.log(150))), rng.uniform(0.1, 60)
     psfs = {
@@ -94,7 +93,7 @@ def test_psf_sums_to_one_and_is_centred(case):
         assert max(abs((psf * x).sum()), abs((psf * y).sum())) < 0.05, name
 
 
-def test_convolution_is_not_a_correlation():
+def test_convolution_is_not_a_correlation() -> None:
     psf = np.zeros((3, 3), np.float32)
     psf[1, 2] = 1
     image = np.zeros((9, 9, 3), np.float32)
@@ -102,17 +101,17 @@ def test_convolution_is_not_a_correlation():
     assert convolve(image, psf)[4, 5, 0] == pytest.approx(1, abs=1e-6)
 
 
-def test_temporal_is_the_mean_of_linear_frames():
+def test_temporal_is_the_mean_of_linear_frames() -> None:
     frames = panned(0.7)
     params = TemporalBlurParams(duty_cycle=1.0, highlight_gain=1.0)
     out = TEMPORAL_BLUR.apply(pixels_to_linear(frames[3]), params, Scene(frames=frames), rng_for(1))
     mean = np.mean([pixels_to_linear(frame) for frame in frames], axis=0, dtype=np.float32)
-    difference = to_pixels(linear_to_srgb(out.image)).astype(int) - to_pixels(linear_to_srgb(mean))
+    difference = to_pixels(linear_to_srgb(out.image)).astype(int) - to_pixels(linear_to_srgb(mean))  # type: ignore[arg-type]
     assert out.realised["samples_per_gap"] == 1
     assert np.abs(difference).max() <= 1
 
 
-def test_fast_motion_is_interpolated_like_a_densely_sampled_one():
+def test_fast_motion_is_interpolated_like_a_densely_sampled_one() -> None:
     params = TemporalBlurParams(duty_cycle=1.0, highlight_gain=1.0)
     frames = panned(6.0, count=5)
     image_lin = pixels_to_linear(frames[2])
@@ -125,7 +124,7 @@ def test_fast_motion_is_interpolated_like_a_densely_sampled_one():
 
 
 @pytest.mark.parametrize(("frames", "samples"), [(3, 1), (7, 1), (7, 4), (6, 3)])
-def test_exposure_is_centred_on_the_middle_frame(frames, samples):
+def test_exposure_is_centred_on_the_middle_frame(frames: Any, samples: Any) -> None:
     for duty_cycle in (0.1, 0.4, 0.77, 1.0):
         weights = frame_weights(frames, samples, duty_cycle)
         times = np.arange(len(weights)) / samples
@@ -135,7 +134,7 @@ def test_exposure_is_centred_on_the_middle_frame(frames, samples):
         assert np.ptp(weights) < 1e-12
 
 
-def test_temporal_refuses_what_it_cannot_use():
+def test_temporal_refuses_what_it_cannot_use() -> None:
     frames = panned(0.5)
     params = TemporalBlurParams(duty_cycle=1.0, highlight_gain=1.0)
     with pytest.raises(ValueError, match="first step"):
@@ -144,7 +143,7 @@ def test_temporal_refuses_what_it_cannot_use():
         TEMPORAL_BLUR.apply(pixels_to_linear(frames[0]), params, Scene(frames=frames[:2]), rng_for(1))
 
 
-def test_mean_irradiance_is_preserved():
+def test_mean_irradiance_is_preserved() -> None:
     image_lin = np.full((240, 300, 3), 0.3, np.float32)
     image_lin[60:180, 60:240] = pixels_to_linear(photo(120, 180))
     shake = MotionBlurParams(focal_ratio=1.0, speed_deg_s=3.0, exposure_s=1.5, tremor=0.6, highlight_gain=1.0)
@@ -158,7 +157,7 @@ def test_mean_irradiance_is_preserved():
 
 
 @pytest.mark.parametrize("length_px", [9.0, 15.5, 31.0])
-def test_line_blur_has_its_zeros_at_multiples_of_one_over_length(length_px):
+def test_line_blur_has_its_zeros_at_multiples_of_one_over_length(length_px: Any) -> None:
     line = np.linspace(-length_px / 2, length_px / 2, 4001)
     psf = path_psf(np.stack([line, np.zeros_like(line)], axis=1))
     for order in (1, 2, 3):
@@ -167,7 +166,7 @@ def test_line_blur_has_its_zeros_at_multiples_of_one_over_length(length_px):
 
 
 @pytest.mark.parametrize("radius_px", [2.0, 4.0, 7.3, 15.0])
-def test_disc_has_its_first_zero_and_second_moment(radius_px):
+def test_disc_has_its_first_zero_and_second_moment(radius_px: Any) -> None:
     psf = aperture_psf(2 * radius_px)
     zero = first_zero(psf, 0.4 / radius_px, min(0.5, 0.8 / radius_px))
     assert zero == pytest.approx(0.610 / radius_px, rel=0.04 if radius_px < 4 else 0.01)
@@ -175,7 +174,7 @@ def test_disc_has_its_first_zero_and_second_moment(radius_px):
     assert (psf * (x * x + y * y)).sum() == pytest.approx(radius_px**2 / 2, abs=0.26)
 
 
-def mtf50(image):
+def mtf50(image: Any) -> Any:
     """Frequency in cycles / px at which the contrast of a slanted edge has fallen to a half."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     distance = ((x - image.shape[1] / 2) * math.cos(0.09) + (y - image.shape[0] / 2) * math.sin(0.09)).ravel()
@@ -186,7 +185,7 @@ def mtf50(image):
     return np.argmax(spectrum < spectrum[0] / 2) / 8192 * 4
 
 
-def test_mtf50_falls_with_the_circle_of_confusion():
+def test_mtf50_falls_with_the_circle_of_confusion() -> None:
     y, x = np.mgrid[:160, :160]
     distance = (x - 80) * math.cos(0.09) + (y - 80) * math.sin(0.09)
     edge = np.repeat(np.clip(distance + 0.5, 0, 1)[..., None], 3, axis=2).astype(np.float32) * 0.8 + 0.1
@@ -199,7 +198,7 @@ def test_mtf50_falls_with_the_circle_of_confusion():
     assert all(left > right for left, right in itertools.pairwise(measured)), measured
 
 
-def test_circle_of_confusion_follows_the_thin_lens():
+def test_circle_of_confusion_follows_the_thin_lens() -> None:
     z_m = np.array([[0.3, 2.0, 1000.0]])
     blur_px = signed_blur_px(plane_depth(z_m, focal_px=3000), aperture_mm=2.2, focus_m=1e6)
     np.testing.assert_allclose(blur_px[0, :2], [22.0, 3.3], rtol=0.01)
@@ -207,7 +206,7 @@ def test_circle_of_confusion_follows_the_thin_lens():
     assert near_and_far[0, 0] > 0 > near_and_far[0, 2] and near_and_far[0, 1] == pytest.approx(0, abs=1e-5)
 
 
-def test_blurred_background_does_not_leak_over_a_sharp_foreground():
+def test_blurred_background_does_not_leak_over_a_sharp_foreground() -> None:
     image_lin = np.zeros((120, 160, 3), np.float32)
     image_lin[:, :80] = 0.8
     image_lin[:, 80:, 0] = 0.05
@@ -218,7 +217,7 @@ def test_blurred_background_does_not_leak_over_a_sharp_foreground():
     np.testing.assert_allclose(out.image[:, 82:], image_lin[:, 82:], atol=2e-3)
 
 
-def test_depth_ramp_shows_no_steps():
+def test_depth_ramp_shows_no_steps() -> None:
     image_lin = np.full((200, 120, 3), 0.4, np.float32)
     z_m = np.repeat(np.geomspace(50, 1.0, 200)[:, None], 120, axis=1)
     out = DEFOCUS_BLUR.apply(image_lin, defocus(aperture_mm=20.0), Scene(depth=plane_depth(z_m)), rng_for(1))
@@ -229,7 +228,7 @@ def test_depth_ramp_shows_no_steps():
     np.testing.assert_allclose(layer / 256, np.abs(signed_blur_px(plane_depth(z_m), 20.0, 2.0)), atol=1 / 256)
 
 
-def test_only_highlights_are_expanded():
+def test_only_highlights_are_expanded() -> None:
     grey = np.linspace(0, 1, 256, dtype=np.float32)[None, :, None].repeat(3, axis=2)
     gain = expand_highlights(grey, 4.0)[0, 1:, 0] / grey[0, 1:, 0]
     assert gain[-1] == pytest.approx(4)
@@ -240,15 +239,15 @@ def test_only_highlights_are_expanded():
     np.testing.assert_allclose(restored, grey, rtol=1e-4)
 
 
-def test_no_blur_leaves_highlights_as_they_are():
+def test_no_blur_leaves_highlights_as_they_are() -> None:
     image_lin = np.linspace(0, 1, 900, dtype=np.float32).reshape(15, 20, 3)
     scene = Scene(depth=plane_depth(np.full((15, 20), 2.0)))
     out = DEFOCUS_BLUR.apply(image_lin, defocus(focus_m=2.0, highlight_gain=4.0), scene, rng_for(1))
     np.testing.assert_allclose(out.image, image_lin, atol=2e-4)
 
 
-def test_long_exposures_wind_more_than_short_ones():
-    def straightness(exposure_s):
+def test_long_exposures_wind_more_than_short_ones() -> None:
+    def straightness(exposure_s: Any) -> Any:
         paths = [shake_path(exposure_s, 0.9, rng_for(seed, "path")) for seed in range(20)]
         return np.mean([np.hypot(*(path[-1] - path[0])) for path in paths])
 
@@ -258,7 +257,7 @@ def test_long_exposures_wind_more_than_short_ones():
 
 
 @pytest.mark.parametrize("name", BLUR)
-def test_severity_blurs_more_and_leaves_target_and_input_alone(name):
+def test_severity_blurs_more_and_leaves_target_and_input_alone(name: Any) -> None:
     pixels = photo()
     before = pixels.copy()
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -276,7 +275,7 @@ def test_severity_blurs_more_and_leaves_target_and_input_alone(name):
 
 @pytest.mark.parametrize("name", BLUR)
 @pytest.mark.parametrize("size", [(16, 16), (17, 61), (90, 31)])
-def test_any_size_and_same_bytes(name, size):
+def test_any_size_and_same_bytes(name: Any, size: Any) -> None:
     pixels = photo(*size)
     first, second = (render(name, pixels, 1.0, seed=5).image for _ in range(2))
     assert first.shape == pixels.shape and first.dtype == np.float32
@@ -285,7 +284,7 @@ def test_any_size_and_same_bytes(name, size):
 
 
 @pytest.mark.parametrize("name", BLUR)
-def test_every_parameter_moves_pixels(name):
+def test_every_parameter_moves_pixels(name: Any) -> None:
     pixels = photo()
     pixels[40:60, 50:80] = 255
     scene = scene_for(pixels)

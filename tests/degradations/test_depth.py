@@ -1,5 +1,6 @@
-"""Geometric depth: layout, ranges, edges, determinism. Accuracy is not promised and not tested."""
+"""Geometric depth: layout, ranges, where it may jump, determinism. Accuracy is not promised and not tested."""
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -7,20 +8,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from skimage import data
+from sklearn.datasets import load_sample_image
 
-from degradations.scene.depth import (
-    GEOMETRIC_PROVIDER,
-    GEOMETRIC_REVISION,
-    geometric_depth,
-    guided_upsample,
-)
+from degradations.scene.depth import GEOMETRIC_PROVIDER, GEOMETRIC_REVISION, geometric_depth
 from pairforge.image import Pixels
 
 WIDTH, HEIGHT, HORIZON = 320, 240, 110
+PHOTOS = ("astronaut", "chelsea", "coffee", "retina", "rocket", "china.jpg", "flower.jpg")
+WITHOUT_SKY = tuple(name for name in PHOTOS if name != "china.jpg")
 
 
 def photo(name: str) -> Any:
-    return getattr(data, name)()
+    """A colour photo of scikit-image or scikit-learn, its shorter side 384 px at most."""
+    pixels = load_sample_image(name) if name.endswith(".jpg") else getattr(data, name)()
+    scale = min(1.0, 384 / min(pixels.shape[:2]))
+    return np.ascontiguousarray(cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
 
 
 def outdoor(seed: int = 0) -> Pixels:
@@ -33,6 +35,15 @@ def outdoor(seed: int = 0) -> Pixels:
     image[HORIZON:] += rng.normal(0, 18, (HEIGHT - HORIZON, WIDTH, 1))
     image[50:180, 150:170] = np.array([60, 40, 30], np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def steps(plane: NDArray[Any]) -> NDArray[Any]:
+    """Largest difference of every pixel to its right and lower neighbour, over channels."""
+    values = plane.astype(np.float32).reshape(*plane.shape[:2], -1)
+    right = np.abs(np.diff(values, axis=1, append=values[:, -1:]))
+    down = np.abs(np.diff(values, axis=0, append=values[-1:]))
+    largest: NDArray[Any] = np.maximum(right, down).max(axis=2)
+    return largest
 
 
 def rank_correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -64,36 +75,186 @@ def test_layout_without_sky_is_milder() -> None:
     indoor = rng.integers(20, 120, (200, 260, 3)).astype(np.uint8)
     depth = geometric_depth(indoor)
     assert depth.sky.max() == 0
-    assert depth.z_m.max() <= 50
+    assert 5 < depth.z_m.max() <= 12
     assert depth.confidence < geometric_depth(outdoor()).confidence
 
 
-def test_focused_subject_is_nearer_than_bokeh() -> None:
+def test_sky_of_a_real_photo() -> None:
+    """Above the lake and the trees; the pagoda on the left, up to its tip, and the trees are none."""
+    sky = geometric_depth(photo("china.jpg")).sky
+    assert sky[:80, 380:520].min() > 0.95
+    assert sky[:20].min() > 0.9
+    assert sky[120:300, 130:250].max() < 0.1
+    assert sky[340:].max() < 0.05
+
+
+@pytest.mark.parametrize("name", WITHOUT_SKY)
+def test_backdrops_bokeh_and_dusk_are_no_sky(name: str) -> None:
+    assert geometric_depth(photo(name)).sky.max() == 0
+
+
+def test_bokeh_is_nearly_flat() -> None:
+    """Sharp everywhere the ratio is up to 4; where the background is blurred, hardly any is left."""
     cat = photo("chelsea")
     blurred = cv2.GaussianBlur(cat, (0, 0), 7)
-    image = blurred.copy()
-    image[60:240, 130:330] = cat[60:240, 130:330]
-    z_m = geometric_depth(image).z_m
-    assert np.median(z_m[80:220, 150:310]) < 0.8 * np.median(z_m[:120, :90])
+    subject = blurred.copy()
+    subject[60:240, 130:330] = cat[60:240, 130:330]
+    sharp = np.random.default_rng(4).integers(0, 256, cat.shape).astype(np.uint8)
+    ratios = [float(z.max() / z.min()) for z in (geometric_depth(i).z_m for i in (subject, sharp))]
+    assert 1.2 < ratios[0] < 1.7 and 3.0 < ratios[1] < 4.0
 
 
 def test_agrees_with_measured_disparity_in_order() -> None:
     """A sanity check on one real scene, not an accuracy claim."""
-    left, _, disparity = photo("stereo_motorcycle")
+    left, _, disparity = data.stereo_motorcycle()
     known = np.isfinite(disparity) & (disparity > 0)
     z_m = geometric_depth(left).z_m
     assert rank_correlation(1 / z_m[known][::37], disparity[known][::37]) > 0.4
 
 
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("side_px", [96, 384, 900])
+def test_depth_jumps_only_where_the_photo_does(name: str, side_px: int) -> None:
+    """At least 95 % of steep pixels of log depth lie within 3 px (at 384 px) of an edge of the photo."""
+    base = photo(name)
+    scale = side_px / min(base.shape[:2])
+    base = cv2.resize(base, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    reach = 2 * max(3, round(3 * side_px / 384)) + 1
+    near_edge = cv2.dilate(steps(base), np.ones((reach, reach), np.uint8)) > 9 * min(1.0, 384 / side_px)
+    steep = steps(np.log(geometric_depth(base).z_m)) > 0.1
+    if name == "china.jpg":
+        assert steep.mean() > 0.002, "the outline of the sky is a jump"
+    assert (steep & near_edge).sum() >= 0.95 * steep.sum()
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_a_blurred_photo_has_no_jump(name: str) -> None:
+    """Without an edge in focus nothing is cut out, whatever colours there are."""
+    base = cv2.GaussianBlur(photo(name), (0, 0), 12)
+    assert steps(base).max() < 16
+    assert steps(np.log(geometric_depth(base).z_m)).max() < 0.01
+
+
+def cloud(image: Pixels) -> None:
+    cv2.circle(image, (60, 50), 14, (250, 250, 250), -1, cv2.LINE_AA)
+
+
+def wire(image: Pixels) -> None:
+    cv2.line(image, (0, 30), (WIDTH, 40), (30, 30, 30), 1, cv2.LINE_AA)
+
+
+def test_clouds_are_sky() -> None:
+    image = outdoor()
+    cloud(image)
+    assert geometric_depth(image).sky[38:62, 48:72].min() > 0.9
+
+
+def test_wires_are_not_and_do_not_cut_the_sky() -> None:
+    image = outdoor()
+    wire(image)
+    depth = geometric_depth(image)
+    assert depth.sky[35, 160] < 0.2 and depth.z_m[35, 160] < 0.3 * depth.z_m.max()
+    assert depth.sky[:25].min() > 0.95 and depth.sky[50:95, :140].min() > 0.95
+
+
+def test_sky_behind_twigs_is_sky() -> None:
+    image = outdoor()
+    image[60:HORIZON, 200:300] = (50, 45, 30)
+    image[75:90, 230:245] = outdoor()[75:90, 230:245]
+    sky = geometric_depth(image).sky
+    assert sky[79:86, 234:241].min() > 0.9
+    assert sky[75:90, 260:290].max() < 0.1
+
+
+def test_sky_that_ends_in_mist_fades() -> None:
+    """In the right quarter the horizon has no edge: there depth changes slowly, elsewhere it jumps."""
+    image = outdoor().astype(np.float32)
+    share = np.clip((np.arange(HEIGHT) - 70) / 100, 0, 1)[:, None, None]
+    mist = (1 - share) * np.array([135, 175, 232]) + share * np.array([90, 100, 60])
+    image[70:170, 250:] = mist[70:170]
+    depth = geometric_depth(image.astype(np.uint8))
+    jump = steps(np.log(depth.z_m))
+    assert depth.sky[:60, :140].min() > 0.95
+    assert jump[100:120, 20:130].max(axis=0).min() > 0.2
+    assert jump[:, 275:].max() < 0.12
+
+
+def window(image: Pixels) -> None:
+    image[:60, 40:100] = 245
+
+
+def brown_wall(image: Pixels) -> None:
+    image[:110] = (200, 175, 150)
+
+
+def dull_wall(image: Pixels) -> None:
+    image[:110] = (130, 130, 132)
+
+
+def dark_blue_wall(image: Pixels) -> None:
+    image[:110] = (20, 25, 60)
+
+
+def blue_stripes(image: Pixels) -> None:
+    image[:110, 20:30] = image[:110, 100:110] = image[:110, 200:210] = (110, 150, 210)
+
+
+def blue_window(image: Pixels) -> None:
+    image[:100, 40:100] = (110, 150, 210)
+
+
+def blue_door(image: Pixels) -> None:
+    image[:, 60:200] = (110, 150, 210)
+
+
+def blue_beam(image: Pixels) -> None:
+    image[:9] = (110, 150, 210)
+
+
+def mottled_blue_wall(image: Pixels) -> None:
+    mottle = cv2.GaussianBlur(np.random.default_rng(5).normal(0, 320, (110, WIDTH)), (0, 0), 4)
+    image[:110] = np.clip(np.array([110, 150, 210]) + mottle[..., None], 0, 255).astype(np.uint8)
+
+
+IN_DOUBT = (
+    window,
+    brown_wall,
+    dull_wall,
+    dark_blue_wall,
+    mottled_blue_wall,
+    blue_stripes,
+    blue_window,
+    blue_door,
+    blue_beam,
+)
+
+
+@pytest.mark.parametrize("draw", IN_DOUBT)
+def test_in_doubt_there_is_no_sky_at_all(draw: Callable[[Pixels], None]) -> None:
+    image = np.random.default_rng(3).integers(40, 140, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    draw(image)
+    assert geometric_depth(image).sky.max() == 0
+
+
 @pytest.mark.parametrize("size", [(16, 16), (17, 33), (1, 40), (240, 31), (601, 90)])
 def test_any_size(size: tuple[int, int]) -> None:
-    base = np.random.default_rng(2).integers(0, 256, (*size, 3)).astype(np.uint8)
-    depth = geometric_depth(base)
-    for plane in (depth.z_m, depth.sky):
-        assert plane.shape == size and plane.dtype == np.float32 and np.isfinite(plane).all()
-    assert depth.z_m.min() >= 1.4 and depth.z_m.max() <= 300.5
-    assert depth.sky.min() >= 0 and depth.sky.max() <= 1
-    assert 0 <= depth.confidence <= 0.4
+    noise = np.random.default_rng(2).integers(0, 256, (*size, 3)).astype(np.uint8)
+    for base in (noise, cv2.resize(outdoor(), size[::-1], interpolation=cv2.INTER_AREA)):
+        depth = geometric_depth(base)
+        for plane in (depth.z_m, depth.sky):
+            assert plane.shape == size and plane.dtype == np.float32 and np.isfinite(plane).all()
+        assert depth.z_m.min() >= 1.4 and depth.z_m.max() <= 300.5
+        assert depth.sky.min() >= 0 and depth.sky.max() <= 1
+        assert 0 <= depth.confidence <= 0.4
+
+
+def test_size_of_the_photo_hardly_matters() -> None:
+    depths = [
+        geometric_depth(cv2.resize(photo("china.jpg"), size, interpolation=cv2.INTER_AREA))
+        for size in ((192, 128), (960, 640))
+    ]
+    assert np.abs(depths[0].sky - cv2.resize(depths[1].sky, (192, 128), interpolation=cv2.INTER_AREA)).mean() < 0.1
+    assert depths[0].z_m.min() == pytest.approx(depths[1].z_m.min(), rel=0.15)
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
@@ -114,19 +275,7 @@ def test_pure_and_honest() -> None:
 
 def test_smooth_where_the_photo_is_smooth() -> None:
     """No blocks from the small working size: neighbours on even ground differ by little."""
-    coffee = photo("coffee")
-    z_m = geometric_depth(np.ascontiguousarray(np.repeat(np.repeat(coffee, 2, axis=0), 2, axis=1))).z_m
-    z_m = z_m[500:, 840:]
-    steps = np.abs(np.diff(np.log(z_m), axis=1))
-    assert np.quantile(steps, 0.99) < 0.02
-
-
-def test_guided_upsample_keeps_constants_and_follows_edges() -> None:
-    guide = np.zeros((120, 160), np.float32)
-    guide[:, 83:] = 0.8
-    small = np.ascontiguousarray(guide[::2, ::2])
-    flat = guided_upsample(np.full_like(small, 0.37), small, guide, 4, 1e-3)
-    assert np.abs(flat - 0.37).max() < 1e-5
-    source = (small > 0.4).astype(np.float32)
-    step = guided_upsample(source, small, guide, 4, 1e-4)
-    assert step[:, 70:82].max() < 0.1 and step[:, 84:96].min() > 0.9
+    big = np.ascontiguousarray(np.repeat(np.repeat(outdoor(), 4, axis=0), 4, axis=1))
+    log_z = np.log(geometric_depth(big).z_m)
+    assert np.quantile(steps(log_z[4 * (HORIZON + 10) :, :580]), 0.99) < 0.02
+    assert steps(log_z[: 4 * 90, :560]).max() < 0.02

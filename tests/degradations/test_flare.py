@@ -14,8 +14,6 @@ from degradations.flare import (
     FLARE,
     FLARE_LAYER_SCALE,
     FLARE_LIGHTS,
-    PATTERN_PX,
-    PUPIL_PX,
     FlareLightsParams,
     FlareParams,
     Ghost,
@@ -23,14 +21,11 @@ from degradations.flare import (
     add_ghost,
     apply_flare,
     apply_flare_lights,
-    at_wavelength,
     core_light,
-    diffract,
-    draw_pupil,
     sample_flare,
     sample_flare_lights,
-    scatter_pattern,
 )
+from degradations.flare_pattern import PATTERN_PX, PUPIL_PX, at_wavelength, diffract, draw_pupil, scatter_pattern
 from pairforge.image import Image, Plane, luminance, pixels_to_linear, to_float
 from pairforge.rng import rng_for
 

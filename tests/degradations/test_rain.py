@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from skimage import data
 
-from degradations import rain
+from degradations import rain, rain_streaks
 from degradations.base import Depth, Scene, replay_with, sample_step
 from degradations.haze import ray_length_m
-from degradations.rain import RAIN, RainParams, Streaks, Values
+from degradations.rain import RAIN, RainParams
+from degradations.rain_streaks import Streaks, Values
 from degradations.scene.depth import geometric_depth
 from pairforge.image import Image, Plane, pixels_to_linear, to_pixels
 from pairforge.rng import rng_for, seed_for
@@ -43,7 +44,7 @@ def one_streak(width_px: float, length_px: float, angle_deg: float, x: float, y:
 
 
 def opacity(streaks: Streaks, gain: float = 1.0) -> Plane:
-    return rain.rasterise(streaks, np.full((220, 200), 50, np.float32), gain)
+    return rain_streaks.rasterise(streaks, np.full((220, 200), 50, np.float32), gain)
 
 
 @pytest.mark.parametrize("rate", [1.0, 10.0, 50.0])
@@ -138,7 +139,7 @@ def test_streak_alpha_is_exact_coverage() -> None:
     centres = (np.arange(4000) + 0.5) / 4000 * length - length / 2
     covered = ((s[..., None] - centres) ** 2 + n[..., None] ** 2 < radius**2).mean(axis=2)
     chord = np.sqrt(radius**2 - n**2)
-    assert np.abs(rain.streak_alpha(s, chord, np.full_like(s, length)) - covered).max() < 1e-3
+    assert np.abs(rain_streaks.streak_alpha(s, chord, np.full_like(s, length)) - covered).max() < 1e-3
 
 
 def test_r4_distances_fill_the_volume_evenly() -> None:

@@ -82,7 +82,8 @@ def test_red_is_red_in_the_file(tmp_path: Path) -> None:
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
     save_picture(red, tmp_path / "red.png")
-    assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 255]
+    stored = cv2.imread(str(tmp_path / "red.png"))
+    assert stored is not None and stored[0, 0].tolist() == [0, 0, 255]
     with pytest.raises(ValueError, match="allowed extensions"):
         save_picture(red, tmp_path / "red.xyz")
 
@@ -90,7 +91,7 @@ def test_red_is_red_in_the_file(tmp_path: Path) -> None:
 def test_layers_keep_16_bits() -> None:
     layer = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     stored = cv2.imdecode(np.frombuffer(encode_png(layer), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(stored, layer)
+    assert stored is not None and np.array_equal(stored, layer)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a png", encode_png(np.zeros((2, 2), np.uint8))])

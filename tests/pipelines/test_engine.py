@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def test_actors_load_once_grow_with_the_backlog_and_prepare_ahead(tmp_path: Path
         times[f"{what} {value}"], pids[value] = float(moment), pid
     for pid in set(pids.values()):
         mine = sorted((v for v, p in pids.items() if p == pid), key=lambda v: times[f"compute-start {v}"])
-        pairs = list(zip(mine, mine[1:], strict=False))
+        pairs = list(pairwise(mine))
         assert all(times[f"compute-end {a}"] <= times[f"compute-start {b}"] for a, b in pairs), "one turn at a time"
         ahead = sum(times[f"prepare-start {b}"] < times[f"compute-end {a}"] for a, b in pairs)
         assert ahead >= 0.8 * len(pairs), "the next call is prepared while one computes"
@@ -239,7 +240,7 @@ def test_a_window_bounds_what_is_in_flight_by_count_and_by_bytes() -> None:
 
 
 def test_stopping_finishes_what_is_in_flight_and_starts_nothing() -> None:
-    engine = Engine(LocalBackend((stage(make_double),), None), EngineSettings(parts_in_flight=4))
+    engine = Engine[int](LocalBackend((stage(make_double),), None), EngineSettings(parts_in_flight=4))
     taken = iter(range(1000))
     outcomes = []
     for outcome in engine.run(taken):

@@ -108,7 +108,7 @@ def test_batches_do_not_change_old_partners(
 def test_a_removal_touches_only_parts_that_used_the_source(
     removed: set[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from ..conftest import config_of
+    from tests.conftest import config_of
 
     config = config_of("unused", "unused")
     rows = [source(i) for i in range(30)]
@@ -188,7 +188,7 @@ def test_what_determines_pixels_changes_the_fingerprint(
     ):
         assert not prints(changed) & plain
     assert not prints(base, [row._replace(licence="CC-BY-4.0") for row in rows]) & plain
-    assert prints(make_config(run={"workers": 1, "max_attempts": 7})) == plain
+    assert prints(make_config(run={"workers": 1, "engine": {"max_attempts": 7}})) == plain
 
 
 @given(st.text(max_size=30))
