@@ -89,9 +89,7 @@ def _describe(model: type[BaseModel], name: str) -> str:
     return (field.description if field else None) or "no default changes pixels silently"
 
 
-def _locate(
-    loc: tuple[int | str, ...], root: yaml.Node, model: type[BaseModel]
-) -> tuple[int, str, type[BaseModel]]:
+def _locate(loc: tuple[int | str, ...], root: yaml.Node, model: type[BaseModel]) -> tuple[int, str, type[BaseModel]]:
     """Line, dotted path and innermost model of a pydantic location; union tags in it are stepped over."""
     node, line, path = root, root.start_mark.line + 1, ""
     owner: type[BaseModel] = model

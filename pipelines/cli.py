@@ -112,14 +112,21 @@ def plan(
 def run(
     config: ConfigPath,
     local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Parallel parts; overrides the config.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Cores of the embedded Ray; overrides the config.", min=1)] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join a running Ray cluster: HOST:PORT, or `auto` on one of its nodes.")
+    ] = None,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Give parts that used up their attempts all of them back.")
+    ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make everything planned and missing, then publish a snapshot."""
     from pairforge.image import check_picture_path
     from pairforge.snapshot import open_snapshot
-    from pipelines.run import Outline, open_executor
+    from pairforge.storage import open_storage
+    from pipelines.run import AttemptLedger, Outline, open_backend
     from pipelines.run import run as run_line
 
     loaded = _load(config)
@@ -127,6 +134,10 @@ def run(
         check_picture_path(sheet)
     if workers:
         loaded = loaded.model_copy(update={"run": loaded.run.model_copy(update={"workers": workers})})
+    if local and (address or workers):
+        raise ValueError("--local runs in this process; it goes with neither --address nor --workers")
+    if retry_quarantined:
+        AttemptLedger(open_storage(loaded.output), loaded.run.engine.max_attempts).forget()
     with show_progress(as_json) as progress:
         task = progress.add_task("looking at sources", total=None)
 
@@ -136,9 +147,11 @@ def run(
 
         report = run_line(
             loaded,
-            lambda settings, output: open_executor(settings, output, local, os.cpu_count() or 1),
+            lambda settings, output: open_backend(settings, output, local, address),
             on_plan,
             lambda marker: progress.update(task, advance=marker.planned),
+            lambda loads: progress.update(task, description=_in_stages(loads)),
+            lambda parts: err.print(f"finishing {parts} parts in flight; Ctrl-C again to stop now"),
         )
     snapshot = open_snapshot(f"{loaded.output.rstrip('/')}/snapshots/{report.snapshot}")
     if sheet is not None:
@@ -148,6 +161,13 @@ def run(
     else:
         _print_run(report, snapshot, loaded.output, config, sheet)
     raise typer.Exit(FLAWED if report.flawed else 0)
+
+
+def _in_stages(loads: Sequence[Any]) -> str:
+    """What the stages are doing: calls that run, and calls that wait where there are some."""
+    return ", ".join(
+        f"{load.name} {load.running}" + (f" ({load.waiting} waiting)" if load.waiting else "") for load in loads
+    )
 
 
 def _report(report: Any) -> dict[str, Any]:
@@ -417,6 +437,21 @@ def import_(
                 if any(getattr(shard, fate) for shard in manifest.shards):
                     out.print(f"  pairforge inspect {escape(shlex.quote(output))} --fate {fate}")
     raise typer.Exit(FLAWED if failed else 0)
+
+
+@app.command()
+def export(
+    dataset: DatasetUrl,
+    output: Annotated[Path, typer.Argument(help="Folder to write; gets lq/ and hq/.")],
+    category: Annotated[list[str] | None, typer.Option(help="Only these categories.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
+) -> None:
+    """Write pairs as two folders with equal file names (BasicSR layout)."""
+    from pairforge.snapshot import open_snapshot
+    from pipelines.exporting import export_pairs
+
+    count = export_pairs(open_snapshot(dataset), output, category, split)
+    out.print(f"{count} pairs in {escape(str(output))}/lq and {escape(str(output))}/hq")
 
 
 @app.command()

@@ -1,232 +1,266 @@
-"""Runs parts: in this process, or on Ray. The driver keeps a window of parts in flight and retries faults.
+"""Runs parts through a chain of stages: keeps a window of them in flight, retries faults, watches for stalls.
 
-A stage is a function of a small descriptor; the stages of one part are chained, so that only
-descriptors travel. An `InfraError`, or a worker that died, costs the part one attempt and a pause; any
-other exception is a bug and stops the run.
+The driver moves each part from stage to stage as calls finish; what moves are handles of small
+descriptors. An `InfraError`, a worker that died or a call that stalled costs the part one attempt and a
+pause, and the part starts again at its first stage, since stages are safe to repeat. Any other
+exception is a bug and stops the run.
 """
 
 import heapq
-import logging
 import os
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import Field
 
 from pairforge.records import Frozen, InfraError
 from pairforge.rng import rng_for
+from pipelines.stages import Stage, StageBugError, StageCaller
 
 W = TypeVar("W")
 
-_BACKOFF_S = (1.0, 60.0)
 
+class EngineSettings(Frozen):
+    """How parts are carried through; nothing here changes a byte."""
 
-class StageBugError(Exception):
-    """A stage raised what is neither a refused record nor an infrastructure fault; the run stops."""
-
-
-class Resources(Frozen):
-    """What one running instance of a stage occupies."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory_mb: int | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A named, versioned unit of work. `make` is a module-level function from settings to the stage's function."""
-
-    name: str
-    version: int
-    make: Callable[[Any], Callable[[Any], Any]]
-    resources: Resources
+    max_attempts: int = Field(3, ge=1, le=20, description="tries of a part before it is given up")
+    backoff_s: tuple[float, float] = Field((1.0, 60.0), description="first and longest pause between tries")
+    stall_s: float = Field(1800.0, gt=0, description="a call that takes longer than this is ended and tried again")
+    parts_in_flight: int | None = Field(None, ge=1, description="window; by the number of slots where absent")
+    bytes_in_flight: int = Field(8 * 10**9, ge=1, description="source bytes of the parts in flight, at most")
 
 
 @dataclass(frozen=True)
 class Done:
-    """One finished try of one part: its result, or the fault that ended it."""
+    """One finished call: an opaque handle of its result (the result itself after the last stage), or its fault."""
 
     ticket: int
     result: Any
     fault: InfraError | None
 
 
-class Executor(Protocol):
-    """Where stages run."""
+@dataclass(frozen=True)
+class StageLoad:
+    """What one stage is doing: calls that wait, calls that run, calls that finished, actors of its pool."""
 
-    slots: int
+    name: str
+    waiting: int
+    running: int
+    finished: int
+    actors: int
 
-    def submit(self, ticket: int, work: Any) -> None:
-        """Start one part; `ticket` comes back with its result."""
+
+class Backend(Protocol):
+    """Where calls of stages run."""
+
+    stages: tuple[Stage, ...]
+
+    def slots(self) -> int:
+        """How many parts can make progress at once; may change as nodes come and go."""
+
+    def submit(self, ticket: int, stage_index: int, work: Any) -> None:
+        """Start one call; `ticket` comes back with it. `work` is what a call returned, or the part itself."""
 
     def wait(self, timeout_s: float) -> list[Done]:
-        """Parts that finished; empty after `timeout_s`. A bug inside a stage is raised here."""
+        """Calls that finished; empty after `timeout_s`. A bug inside a stage is raised as StageBugError."""
+
+    def abandon(self, ticket: int) -> None:
+        """End the call of a ticket, whatever it takes; nothing comes back for it."""
+
+    def loads(self) -> list[StageLoad]:
+        """What every stage is doing."""
 
     def close(self) -> None:
         """Give everything back; what is in flight is abandoned."""
 
 
-def _run_chain(stages: tuple[Stage, ...], settings: Any, work: Any) -> Any:
-    for stage in stages:
-        work = stage.make(settings)(work)
-    return work
+class LocalBackend:
+    """Runs one call at a time in this process, when it is waited for."""
 
+    def __init__(self, stages: tuple[Stage, ...], settings: Any) -> None:
+        self.stages = stages
+        self._settings = settings
+        self._made: dict[int, StageCaller] = {}
+        self._queue: deque[tuple[int, int, Any]] = deque()
+        self._finished: Counter[int] = Counter()
 
-@dataclass
-class LocalExecutor:
-    """Runs each part in this process when it is waited for."""
+    def slots(self) -> int:
+        return 1
 
-    stages: tuple[Stage, ...]
-    settings: Any
-    slots: int = 1
-    _queue: list[tuple[int, Any]] = field(default_factory=list)
-
-    def submit(self, ticket: int, work: Any) -> None:
-        self._queue.append((ticket, work))
+    def submit(self, ticket: int, stage_index: int, work: Any) -> None:
+        self._queue.append((ticket, stage_index, work))
 
     def wait(self, timeout_s: float) -> list[Done]:
         if not self._queue:
             time.sleep(timeout_s)
             return []
-        ticket, work = self._queue.pop(0)
+        ticket, index, work = self._queue.popleft()
         try:
-            return [Done(ticket, _run_chain(self.stages, self.settings, work), None)]
+            if index not in self._made:
+                self._made[index] = StageCaller(self.stages[index], self._settings)
+            result = self._made[index](work)
         except InfraError as fault:
             return [Done(ticket, None, fault)]
         except Exception as error:
-            raise StageBugError(f"{type(error).__name__}: {error}") from error
+            raise StageBugError(f"in stage {self.stages[index].name}: {type(error).__name__}: {error}") from error
+        self._finished[index] += 1
+        return [Done(ticket, result, None)]
+
+    def abandon(self, ticket: int) -> None:
+        self._queue = deque(call for call in self._queue if call[0] != ticket)
+
+    def loads(self) -> list[StageLoad]:
+        waiting = Counter(index for _, index, _ in self._queue)
+        return [StageLoad(s.name, waiting[i], 0, self._finished[i], 0) for i, s in enumerate(self.stages)]
 
     def close(self) -> None:
         self._queue.clear()
 
 
-def _run_stage(stage: Stage, settings: Any, work: Any) -> Any:
-    return stage.make(settings)(work)
-
-
-def start_embedded_ray(workers: int) -> None:
-    """A single-node Ray on the loopback address that ends with this process.
-
-    It contacts nothing outside, and no other Ray on the host is touched or joined.
-    """
-    import ray
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        object_store_memory=100 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-class RayExecutor:
-    """Runs stages as Ray tasks on the Ray this process is connected to; `owns_ray` ends it on close."""
-
-    def __init__(self, stages: tuple[Stage, ...], settings: Any, slots: int, owns_ray: bool = False) -> None:
-        import ray
-
-        self._ray = ray
-        self.slots = slots
-        self._owns_ray = owns_ray
-        self._stages = [(self._ray.put(stage), _remote_options(stage.resources)) for stage in stages]
-        self._settings = self._ray.put(settings)
-        self._run = self._ray.remote(_run_stage)
-        self._tickets: dict[Any, int] = {}
-
-    def submit(self, ticket: int, work: Any) -> None:
-        reference = work
-        for stage, options in self._stages:
-            reference = self._run.options(**options).remote(stage, self._settings, reference)
-        self._tickets[reference] = ticket
-
-    def wait(self, timeout_s: float) -> list[Done]:
-        if not self._tickets:
-            time.sleep(timeout_s)
-            return []
-        ready, _ = self._ray.wait(list(self._tickets), num_returns=1, timeout=timeout_s)
-        return [self._collect(self._tickets.pop(reference), reference) for reference in ready]
-
-    def _collect(self, ticket: int, reference: Any) -> Done:
-        from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
-
-        try:
-            return Done(ticket, self._ray.get(reference), None)
-        except RayTaskError as error:
-            if isinstance(error.cause, InfraError):
-                return Done(ticket, None, error.cause)
-            raise StageBugError(str(error)) from error
-        except (WorkerCrashedError, NodeDiedError, ObjectLostError) as error:
-            return Done(ticket, None, InfraError(f"a worker died: {type(error).__name__}"))
-
-    def close(self) -> None:
-        for reference in self._tickets:
-            self._ray.cancel(reference, force=True)
-        self._tickets.clear()
-        if self._owns_ray:
-            self._ray.shutdown()
-
-
-def _remote_options(resources: Resources) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
-    if resources.memory_mb is not None:
-        options["memory"] = resources.memory_mb * 2**20
-    return options
-
-
-@dataclass(order=True)
-class _Retry:
-    due: float
-    ticket: int
-    attempt: int = field(compare=False)
-    work: Any = field(compare=False)
-
-
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[W]):
     """What became of one part: a result, or the fault of its last attempt."""
 
-    work: Any
+    work: W
     result: Any
     fault: InfraError | None
     attempts: int
 
 
-def run_parts(works: Iterator[W], executor: Executor, max_attempts: int, prefetch: int = 1) -> Iterator[Outcome]:
-    """Run every part, yielding outcomes as they come; at most `slots + prefetch` parts are in flight.
+@dataclass
+class _Flight(Generic[W]):
+    work: W
+    attempt: int
+    size: int
+    stage_index: int = 0
+    since: float = field(default_factory=time.monotonic)
 
-    A part that meets `max_attempts` infrastructure faults is given up, with the last fault in its
-    outcome; the others go on.
+
+@dataclass(order=True)
+class _Retry(Generic[W]):
+    due: float
+    ticket: int
+    flight: _Flight[W] = field(compare=False)
+
+
+class Engine(Generic[W]):
+    """Carries parts through the stages of a backend.
+
+    `size_of` gives the source bytes of a part, `label_of` its name in messages, `attempts_of` the tries
+    that earlier runs spent on it; `on_fault` is told of every fault that costs an attempt, `on_tick` at
+    least once a second what the stages are doing.
     """
-    jitter = rng_for(os.getpid(), "back-off")
-    waiting: list[_Retry] = []
-    flying: dict[int, tuple[W, int]] = {}
-    ticket = 0
-    while True:
-        while len(flying) < executor.slots + prefetch:
-            if waiting and waiting[0].due <= time.monotonic():
-                retry = heapq.heappop(waiting)
-                work, attempt = retry.work, retry.attempt
-            elif (upcoming := next(works, None)) is not None:
-                work, attempt = upcoming, 1
-            else:
-                break
-            ticket += 1
-            flying[ticket] = (work, attempt)
-            executor.submit(ticket, work)
-        if not flying and not waiting:
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: EngineSettings,
+        *,
+        label_of: Callable[[W], str] = str,
+        size_of: Callable[[W], int] = lambda work: 0,
+        attempts_of: Callable[[W], int] = lambda work: 0,
+        on_fault: Callable[[W, int, InfraError], None] = lambda work, attempt, fault: None,
+        on_tick: Callable[[list[StageLoad]], None] = lambda loads: None,
+    ) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._label_of, self._size_of, self._attempts_of, self._on_fault = label_of, size_of, attempts_of, on_fault
+        self._on_tick = on_tick
+        self._flying: dict[int, _Flight[W]] = {}
+        self._waiting: list[_Retry[W]] = []
+        self._held: _Flight[W] | None = None
+        self._ticket = 0
+        self._stopping = False
+        self._jitter = rng_for(os.getpid(), "back-off")
+
+    def stop(self) -> None:
+        """Start nothing more; `run` ends when what is in flight has finished."""
+        self._stopping = True
+
+    @property
+    def in_flight(self) -> int:
+        """Parts that were started and have not ended."""
+        return len(self._flying)
+
+    def run(self, works: Iterator[W]) -> Iterator[Outcome[W]]:
+        """Carry every part through, yielding outcomes as they come.
+
+        A part that meets `max_attempts` faults is given up, with the last fault in its outcome; the
+        others go on.
+        """
+        while True:
+            self._fill(works)
+            if not self._flying and (self._stopping or (not self._waiting and self._held is None)):
+                return
+            for done in self._backend.wait(0.1 if self._waiting else 1.0):
+                yield from self._advance(done)
+            yield from self._end_stalled()
+            self._on_tick(self._backend.loads())
+
+    def _fill(self, works: Iterator[W]) -> None:
+        while not self._stopping and len(self._flying) < self._window():
+            flight = self._next(works)
+            if flight is None:
+                return
+            if (
+                self._flying
+                and sum(f.size for f in self._flying.values()) + flight.size > self._settings.bytes_in_flight
+            ):
+                self._held = flight
+                return
+            self._ticket += 1
+            flight.stage_index, flight.since = 0, time.monotonic()
+            self._flying[self._ticket] = flight
+            self._backend.submit(self._ticket, 0, flight.work)
+
+    def _window(self) -> int:
+        if self._settings.parts_in_flight is not None:
+            return self._settings.parts_in_flight
+        slots = self._backend.slots()
+        return slots + max(1, slots // 4)
+
+    def _next(self, works: Iterator[W]) -> _Flight[W] | None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            return held
+        if self._waiting and self._waiting[0].due <= time.monotonic():
+            return heapq.heappop(self._waiting).flight
+        work = next(works, None)
+        return None if work is None else _Flight(work, self._attempts_of(work) + 1, self._size_of(work))
+
+    def _advance(self, done: Done) -> Iterator[Outcome[W]]:
+        flight = self._flying.get(done.ticket)
+        if flight is None:
             return
-        for done in executor.wait(0.1 if waiting else 1.0):
-            work, attempt = flying.pop(done.ticket)
-            if done.fault is None or attempt >= max_attempts:
-                yield Outcome(work, done.result, done.fault, attempt)
-                continue
-            low, high = _BACKOFF_S
-            pause = min(high, low * 2 ** (attempt - 1)) * jitter.uniform(0.5, 1.5)
-            heapq.heappush(waiting, _Retry(time.monotonic() + pause, done.ticket, attempt + 1, work))
+        if done.fault is not None:
+            yield from self._fault(done.ticket, done.fault)
+        elif flight.stage_index + 1 < len(self._backend.stages):
+            flight.stage_index += 1
+            flight.since = time.monotonic()
+            self._backend.submit(done.ticket, flight.stage_index, done.result)
+        else:
+            del self._flying[done.ticket]
+            yield Outcome(flight.work, done.result, None, flight.attempt)
+
+    def _fault(self, ticket: int, fault: InfraError) -> Iterator[Outcome[W]]:
+        flight = self._flying.pop(ticket)
+        stage = self._backend.stages[flight.stage_index].name
+        told = InfraError(f"stage {stage}, part {self._label_of(flight.work)}: {fault}")
+        self._on_fault(flight.work, flight.attempt, told)
+        if flight.attempt >= self._settings.max_attempts:
+            yield Outcome(flight.work, None, told, flight.attempt)
+            return
+        first, longest = self._settings.backoff_s
+        pause = min(longest, first * 2 ** (flight.attempt - 1)) * float(self._jitter.uniform(0.5, 1.5))
+        again = _Flight(flight.work, flight.attempt + 1, flight.size)
+        heapq.heappush(self._waiting, _Retry(time.monotonic() + pause, ticket, again))
+
+    def _end_stalled(self) -> Iterator[Outcome[W]]:
+        late = time.monotonic() - self._settings.stall_s
+        for ticket, flight in list(self._flying.items()):
+            if flight.since < late:
+                self._backend.abandon(ticket)
+                yield from self._fault(ticket, InfraError(f"no progress for {self._settings.stall_s:g} s, call ended"))

@@ -1,11 +1,15 @@
 """One run of the synthesis line: catalog, plan, make what is missing, publish a snapshot."""
 
 import json
+import os
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +20,15 @@ from pairforge.shards import Marker, ShardName, read_marker
 from pairforge.snapshot import publish, read_latest, write_snapshot
 from pairforge.storage import Storage, open_storage
 from pipelines.catalog import Catalog
-from pipelines.engine import (
-    Executor,
-    LocalExecutor,
-    RayExecutor,
-    Resources,
-    Stage,
-    run_parts,
-    start_embedded_ray,
-)
+from pipelines.engine import Backend, Engine, LocalBackend, StageLoad
 from pipelines.plan import Part, RenderSettings, count_sources, plan_parts, render_settings
+from pipelines.ray_backend import RayBackend, connect_ray, start_embedded_ray
 from pipelines.settings import RunConfig
+from pipelines.stages import Stage
 from pipelines.synthesis import make_part, pixel_versions
 
 RUN_FILE = "runs/latest.json"
+_ATTEMPTS = "runs/attempts/"
 _STALE_AFTER_S = 24 * 3600
 """Unfinished files of killed writers are removed when they are older."""
 _FRACTION_AFTER_RECORDS = 20
@@ -104,29 +103,35 @@ def _make_render(context: tuple[RenderSettings, str]) -> Callable[[Part], Marker
     return partial(make_part, settings=settings, output=output)
 
 
-RENDER = Stage("render", 1, _make_render, Resources(cpus=1))
+RENDER = Stage("render", 1, _make_render)
 
 
-def open_executor(config: RunConfig, output: str, local: bool, cores: int) -> Executor:
-    """`--local`, or an embedded Ray with as many slots as workers."""
+def open_backend(config: RunConfig, output: str, local: bool, address: str | None) -> Backend:
+    """`--local`; or the Ray cluster at `address`; or an embedded Ray with as many cores as workers."""
     context = (render_settings(config), output)
+    stages = (replace(RENDER, resources=config.run.stages.get(RENDER.name, RENDER.resources)),)
     if local:
-        return LocalExecutor((RENDER,), context)
-    workers = config.run.workers or cores
-    start_embedded_ray(workers)
-    return RayExecutor((RENDER,), context, workers, owns_ray=True)
+        return LocalBackend(stages, context)
+    if address:
+        connect_ray(address)
+    else:
+        start_embedded_ray(config.run.workers or os.cpu_count() or 1)
+    return RayBackend(stages, context, owns_ray=True)
 
 
 def run(
     config: RunConfig,
-    executor_for: Callable[[RunConfig, str], Executor],
+    backend_for: Callable[[RunConfig, str], Backend],
     on_plan: Callable[[Outline], None] = lambda planned: None,
     on_part: Callable[[Marker], None] = lambda marker: None,
+    on_tick: Callable[[list[StageLoad]], None] = lambda loads: None,
+    on_stop: Callable[[int], None] = lambda in_flight: None,
 ) -> RunReport:
     """Make everything that is planned and not committed, then publish a snapshot of it.
 
-    `executor_for` is called only when there is something to make. Raises TooManyFailedError; what was
-    committed until then stays and is not made again.
+    `backend_for` is called only when there is something to make. The first SIGINT lets what is in flight
+    finish (`on_stop` is told how many parts), the second ends it; both end in KeyboardInterrupt. Raises
+    TooManyFailedError; what was committed until then stays and is not made again.
     """
     started = time.monotonic()
     storage = open_storage(config.output)
@@ -141,11 +146,25 @@ def run(
     _write_run_file(storage, config, planned)
     tally = Tally(planned.records)
     if planned.pending:
-        executor = executor_for(config, storage.root)
+        ledger = AttemptLedger(storage, config.run.engine.max_attempts)
+        pending = (part for part in plan_parts(config, catalog) if part.shard.marker not in planned.done)
+        backend = backend_for(config, storage.root)
+        engine = Engine[Part](
+            backend,
+            config.run.engine,
+            label_of=lambda part: part.shard.stem,
+            size_of=lambda part: sum({r.source.source_id: r.source.size_bytes for r in part.records}.values()),
+            attempts_of=ledger.attempts,
+            on_fault=ledger.note,
+            on_tick=on_tick,
+        )
         try:
-            _make_pending(config, catalog, planned, executor, tally, on_part)
+            with _stopping_on_sigint(engine, on_stop) as stopped:
+                _carry(config, engine, ledger, pending, tally, on_part)
         finally:
-            executor.close()
+            backend.close()
+        if stopped:
+            raise KeyboardInterrupt
     if tally.given_up:
         listed = "; ".join(f"{name}: {fault}" for name, fault in sorted(tally.given_up.items())[:5])
         raise TooManyFailedError(f"{len(tally.given_up)} parts were given up, no snapshot was written: {listed}")
@@ -180,31 +199,101 @@ def run(
     )
 
 
-def _make_pending(
+def _carry(
     config: RunConfig,
-    catalog: Catalog,
-    planned: Outline,
-    executor: Executor,
+    engine: Engine[Part],
+    ledger: "AttemptLedger",
+    pending: Iterator[Part],
     tally: Tally,
     on_part: Callable[[Marker], None],
 ) -> None:
-    works = (part for part in plan_parts(config, catalog) if part.shard.marker not in planned.done)
-    for outcome in run_parts(works, executor, config.run.max_attempts):
+    def worth_trying() -> Iterator[Part]:
+        for part in pending:
+            if ledger.quarantined(part):
+                tally.given_up[part.shard.stem] = ledger.last_fault(part)
+            else:
+                yield part
+
+    for outcome in engine.run(worth_trying()):
         if outcome.fault is not None:
             tally.given_up[outcome.work.shard.stem] = f"{outcome.fault} ({outcome.attempts} attempts)"
             continue
+        ledger.clear(outcome.work)
         tally.add(outcome.result)
         on_part(outcome.result)
         _check_failed(config, tally, final=False)
 
 
-def _check_present(storage: Storage, markers: Sequence[Marker]) -> None:
-    """Before publishing: every shard is there at the size it was committed with."""
-    sizes = {entry.name: entry.size for entry in storage.list("shards/")}
-    for marker in markers:
-        for name, size in ((marker.tar_name, marker.tar_bytes), (marker.rows_name, marker.rows_bytes)):
-            if name and sizes.get(name) != size:
-                raise InfraError(f"{storage.url(name)} has {sizes.get(name)} bytes, {size} were committed")
+@contextmanager
+def _stopping_on_sigint(engine: Engine[Part], on_stop: Callable[[int], None]) -> Iterator[list[bool]]:
+    """The list is filled once a SIGINT came; outside the main thread signals are left alone."""
+    stopped: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(True)
+        engine.stop()
+        on_stop(engine.in_flight)
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class AttemptLedger:
+    """Attempts that parts have used up, kept in storage so that a restarted run counts on.
+
+    A part that used all of them is quarantined: it is not tried again until `forget` is called.
+    """
+
+    def __init__(self, storage: Storage, max_attempts: int) -> None:
+        self._storage = storage
+        self._max_attempts = max_attempts
+        entries = storage.list(_ATTEMPTS)
+        self._known = {entry.name: json.loads(storage.read(entry.name)) for entry in entries}
+
+    def attempts(self, part: Part) -> int:
+        """Tries that ended in a fault, over all runs."""
+        return int(self._known.get(_attempts_name(part), {}).get("attempts", 0))
+
+    def last_fault(self, part: Part) -> str:
+        """What ended the last of them, and how many there were."""
+        known = self._known[_attempts_name(part)]
+        return f"quarantined after {known['attempts']} attempts, the last: {known['fault']}"
+
+    def quarantined(self, part: Part) -> bool:
+        """Whether no attempt is left."""
+        return self.attempts(part) >= self._max_attempts
+
+    def note(self, part: Part, attempt: int, fault: InfraError) -> None:
+        """Write down one fault. If storage is away just now, this run counts it, a later one may not."""
+        name = _attempts_name(part)
+        self._known[name] = {"attempts": attempt, "fault": str(fault)}
+        with suppress(InfraError):
+            self._storage.write(name, canonical_json(self._known[name]).encode())
+
+    def clear(self, part: Part) -> None:
+        """The part was made: its faults no longer count."""
+        if self._known.pop(_attempts_name(part), None) is not None:
+            self._storage.delete(_attempts_name(part))
+
+    def forget(self) -> int:
+        """Give every part all its attempts back; how many had used some."""
+        for name in self._known:
+            self._storage.delete(name)
+        forgotten = len(self._known)
+        self._known.clear()
+        return forgotten
+
+
+def _attempts_name(part: Part) -> str:
+    return f"{_ATTEMPTS}{part.shard.stem.removeprefix('shards/')}.json"
 
 
 def _check_failed(config: RunConfig, tally: Tally, final: bool) -> None:
@@ -215,6 +304,15 @@ def _check_failed(config: RunConfig, tally: Tally, final: bool) -> None:
             f"{failed} of {finished} records failed, more than max_failed_fraction {allowed} allows; "
             f"reasons: {_in_words(tally.reasons)}"
         )
+
+
+def _check_present(storage: Storage, markers: Sequence[Marker]) -> None:
+    """Before publishing: every shard is there at the size it was committed with."""
+    sizes = {entry.name: entry.size for entry in storage.list("shards/")}
+    for marker in markers:
+        for name, size in ((marker.tar_name, marker.tar_bytes), (marker.rows_name, marker.rows_bytes)):
+            if name and sizes.get(name) != size:
+                raise InfraError(f"{storage.url(name)} has {sizes.get(name)} bytes, {size} were committed")
 
 
 def read_markers(storage: Storage, names: Sequence[ShardName]) -> list[Marker]:

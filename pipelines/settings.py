@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from degradations.catalog import BY_NAME
 from pairforge.decode import DecodeLimits
 from pairforge.records import Frozen
+from pipelines.engine import EngineSettings
+from pipelines.stages import Resources
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
 Severity = Annotated[float, Field(ge=0, le=1)]
@@ -222,7 +224,8 @@ class RunSettings(Frozen):
     """How the work is carried out; nothing here changes a byte."""
 
     workers: int | None = Field(None, ge=1, description="parallel parts; all cores where absent")
-    max_attempts: int = Field(3, ge=1, le=20)
+    engine: EngineSettings = EngineSettings()
+    stages: dict[str, Resources] = Field({}, description="resources of a stage by its name, e.g. {render: {cpus: 1}}")
     max_failed_fraction: float = Field(0.05, ge=0, le=1)
     catalog_batch_rows: int = Field(20_000, ge=1, le=1_000_000)
 

@@ -159,9 +159,7 @@ def _render(bench: _Bench, part: Part, record: PlannedRecord, recipe: Recipe) ->
 def _load(bench: _Bench, record: PlannedRecord) -> tuple[Base, tuple[Base, ...]]:
     if record.source.kind != "video":
         return bench.base(record.source), ()
-    frames = load_frames(
-        bench.storage, record.source, record.window_start, bench.settings.base, bench.settings.folder
-    )
+    frames = load_frames(bench.storage, record.source, record.window_start, bench.settings.base, bench.settings.folder)
     return frames[len(frames) // 2], frames
 
 

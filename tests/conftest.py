@@ -87,7 +87,7 @@ def ray_session() -> Iterator[None]:
     """One embedded Ray with two CPUs for every test that needs one."""
     import ray
 
-    from pipelines.engine import start_embedded_ray
+    from pipelines.ray_backend import start_embedded_ray
 
     start_embedded_ray(2)
     yield

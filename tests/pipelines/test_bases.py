@@ -20,7 +20,7 @@ from pairforge.storage import Storage, open_storage
 from pipelines import bases
 from pipelines.bases import load_base, load_frames, normalise
 from pipelines.catalog import Catalog, CatalogRow
-from pipelines.engine import Executor, LocalExecutor
+from pipelines.engine import Backend, LocalBackend
 from pipelines.plan import plan_parts, render_settings
 from pipelines.run import RENDER, run
 from pipelines.settings import Normalisation, RunConfig
@@ -240,8 +240,8 @@ def test_a_source_that_changes_between_scan_and_run_is_a_failed_record(
     assert all(row["detail"] for row in rows)
 
 
-def _local(config: RunConfig, output: str) -> Executor:
-    return LocalExecutor((RENDER,), (render_settings(config), output))
+def _local(config: RunConfig, output: str) -> Backend:
+    return LocalBackend((RENDER,), (render_settings(config), output))
 
 
 # Small sources

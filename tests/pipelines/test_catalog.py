@@ -23,9 +23,10 @@ from pairforge.snapshot import open_snapshot
 from pairforge.storage import open_storage
 from pipelines import catalog as catalog_module
 from pipelines.catalog import CATALOG_SCHEMA, REMOVED, USABLE, Catalog, CatalogRow, split_of
-from pipelines.engine import Executor, LocalExecutor, RayExecutor
+from pipelines.engine import Backend, LocalBackend
 from pipelines.estimate import estimate
 from pipelines.plan import count_sources, plan_parts, render_settings
+from pipelines.ray_backend import RayBackend
 from pipelines.reading import read_source
 from pipelines.run import RENDER, run
 from pipelines.settings import RunConfig, SplitFractions
@@ -438,8 +439,8 @@ def test_plan_and_run_report_them(make_config: MakeConfig, tmp_path: Path, photo
         run(bigger, _local)
 
 
-def _local(config: RunConfig, output: str) -> Executor:
-    return LocalExecutor((RENDER,), (render_settings(config), output))
+def _local(config: RunConfig, output: str) -> Backend:
+    return LocalBackend((RENDER,), (render_settings(config), output))
 
 
 def test_a_count_of_every_fate_adds_up(make_config: MakeConfig, folder: Path) -> None:
@@ -523,7 +524,7 @@ def test_relative_paths_mean_the_same_to_workers(
         ],
         recipes=[*make_config().model_dump()["recipes"], clip],
     )
-    report = run(config, lambda config, output: RayExecutor((RENDER,), (render_settings(config), output), 2))
+    report = run(config, lambda config, output: RayBackend((RENDER,), (render_settings(config), output)))
     assert report.fates == {"kept": 37, "rejected": 0, "failed": 0}
     uris = {uri.partition("#")[0] for uri in open_snapshot("out").rows(["uri"])["uri"].to_pylist()}
     assert {uri for uri in uris if "photos" not in uri} == {"./s.tar", "t.parquet", "clips/c.mp4"}

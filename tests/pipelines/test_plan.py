@@ -188,7 +188,7 @@ def test_what_determines_pixels_changes_the_fingerprint(
     ):
         assert not prints(changed) & plain
     assert not prints(base, [row._replace(licence="CC-BY-4.0") for row in rows]) & plain
-    assert prints(make_config(run={"workers": 1, "max_attempts": 7})) == plain
+    assert prints(make_config(run={"workers": 1, "engine": {"max_attempts": 7}})) == plain
 
 
 @given(st.text(max_size=30))

@@ -14,27 +14,30 @@ from typing import Any
 import cv2
 import pytest
 
+from pairforge.records import InfraError, TooManyFailedError
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines.catalog import Catalog
-from pipelines.engine import Executor, LocalExecutor, RayExecutor
+from pipelines.engine import Backend, LocalBackend
 from pipelines.plan import render_settings
-from pipelines.run import RENDER, read_status, run
+from pipelines.ray_backend import RayBackend
+from pipelines.run import RENDER, AttemptLedger, read_status, run
 from pipelines.settings import RunConfig
+from pipelines.stages import Stage
 from tests.conftest import config_of
 
 MakeConfig = Callable[..., RunConfig]
 
 
-def local(config: RunConfig, output: str) -> Executor:
-    return LocalExecutor((RENDER,), (render_settings(config), output))
+def local(config: RunConfig, output: str) -> Backend:
+    return LocalBackend((RENDER,), (render_settings(config), output))
 
 
-def on_ray(slots: int) -> Callable[[RunConfig, str], Executor]:
-    return lambda config, output: RayExecutor((RENDER,), (render_settings(config), output), slots)
+def on_ray(config: RunConfig, output: str) -> Backend:
+    return RayBackend((RENDER,), (render_settings(config), output))
 
 
-def no_executor(config: RunConfig, output: str) -> Executor:
+def no_executor(config: RunConfig, output: str) -> Backend:
     raise AssertionError("there is nothing to make")
 
 
@@ -65,8 +68,8 @@ def test_a_run_accounts_for_every_record_and_verifies(make_config: MakeConfig, t
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("slots", [1, 2])
 def test_ray_gives_the_same_bytes(make_config: MakeConfig, undisturbed: dict[str, str], slots: int) -> None:
-    config = make_config()
-    run(config, on_ray(slots))
+    config = make_config(run={"engine": {"parts_in_flight": slots}})
+    run(config, on_ray)
     assert hashes(config.output) == undisturbed
 
 
@@ -126,8 +129,6 @@ def test_a_bad_source_is_a_failed_row_and_the_run_goes_on(make_config: MakeConfi
 
 
 def test_too_many_failures_stop_the_run_without_a_snapshot(make_config: MakeConfig, tmp_path: Path) -> None:
-    from pairforge.records import TooManyFailedError
-
     folder = _with_bad_photo(make_config, tmp_path)
     config = make_config(sources=_files(folder), run={"max_failed_fraction": 0.01})
     with pytest.raises(TooManyFailedError, match="truncated"):
@@ -238,3 +239,67 @@ def test_status_needs_storage_alone(make_config: MakeConfig) -> None:
     status = read_status(open_storage(config.output))
     assert (status["records"], status["records_done"], status["kept"]) == (36, 36, 36)
     assert status["latest_snapshot"] and status["parts"] == status["parts_done"]
+
+
+def make_poison(context: Any) -> Callable[[Any], Any]:
+    """A stage that meets a fault on every part of one category, and counts its tries beside the output."""
+    _settings, output = context
+    real = RENDER.make(context)
+
+    def work(part: Any) -> Any:
+        if part.category == "reflection" and part.number == 0 and part.split == "train":
+            tries = Path(output, "..", "tries").resolve()
+            tries.write_text((tries.read_text() if tries.exists() else "") + "x")
+            raise InfraError("this node is cursed")
+        return real(part)
+
+    return work
+
+
+def test_attempts_count_over_restarts_and_a_poison_part_is_quarantined(
+    make_config: MakeConfig, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    poison = Stage("render", 1, make_poison)
+    config = make_config(run={"engine": {"max_attempts": 3, "backoff_s": [0.01, 0.01]}})
+    few = make_config(run={"engine": {"max_attempts": 2, "backoff_s": [0.01, 0.01]}})
+
+    def poisoned(config: RunConfig, output: str) -> Backend:
+        return LocalBackend((poison,), (render_settings(config), output))
+
+    for settings, tries in ((few, 2), (config, 3), (config, 3)):
+        with pytest.raises(TooManyFailedError, match=r"reflection/train-000000.*this node is cursed"):
+            run(settings, poisoned)
+        assert len((tmp_path / "tries").read_text()) == tries
+    assert not (Path(config.output) / "snapshots").exists()
+    with pytest.raises(TooManyFailedError, match="quarantined after 3 attempts"):
+        run(config, local)
+    AttemptLedger(open_storage(config.output), 3).forget()
+    run(config, local)
+    assert hashes(config.output) == undisturbed
+    assert not list(open_storage(config.output).list("runs/attempts/"))
+
+
+@pytest.mark.parametrize("mode", ["local", "ray"])
+def test_ctrl_c_finishes_what_is_in_flight_and_leaves_nothing_half(
+    make_config: MakeConfig, undisturbed: dict[str, str], tmp_path: Path, mode: str
+) -> None:
+    config = make_config()
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(path)] + (["--local"] if mode == "local" else [])
+    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    limit = time.monotonic() + 90
+    while not list(Path(config.output).rglob("*.marker.json")):
+        assert driver.poll() is None and time.monotonic() < limit, driver.communicate()[0]
+        time.sleep(0.005)
+    os.killpg(driver.pid, signal.SIGINT)
+    said = driver.communicate(timeout=60)[0].decode()
+    assert driver.returncode == 130, said
+    assert "in flight; Ctrl-C again to stop now" in said and "run again to go on" in said
+    shards = list(open_storage(config.output).list("shards/"))
+    tars = {e.name.removesuffix(".tar") for e in shards if e.name.endswith(".tar")}
+    markers = {e.name.removesuffix(".marker.json") for e in shards if e.name.endswith(".marker.json")}
+    assert tars == markers, "parts in flight were finished, none is half committed"
+    assert not list(Path(config.output).rglob(".tmp-*"))
+    run(config, local)
+    assert hashes(config.output) == undisturbed

@@ -24,7 +24,7 @@ from pairforge.records import InfraError
 from pairforge.shards import ShardName, ShardWriter, read_rows, read_shard
 from pairforge.snapshot import Snapshot, open_snapshot, publish, verify, write_snapshot
 from pairforge.storage import Storage, open_storage
-from pipelines.engine import LocalExecutor
+from pipelines.engine import LocalBackend
 from pipelines.plan import render_settings
 from pipelines.run import RENDER, run
 from pipelines.synthesis import replay_sample
@@ -74,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path, photos: d
         split={"val": 0.0, "test": 0.0},
         shards={"records_per_shard": 7},
     )
-    report = run(config, lambda settings, output: LocalExecutor((RENDER,), (render_settings(settings), output)))
+    report = run(config, lambda settings, output: LocalBackend((RENDER,), (render_settings(settings), output)))
     assert not report.flawed and set(report.fates.values()) == {7 * len(recipes) + 1, 0}
     for name in ("shards", "snapshots", "bases"):
         shutil.move(folder / "out" / name, folder / "set" / name)
