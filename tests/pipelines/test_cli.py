@@ -668,7 +668,10 @@ def test_an_interrupted_run_leaves_nothing_half_visible(
     driver.send_signal(sent)
     out, err = driver.communicate(timeout=60)
     assert (driver.returncode, out) == (code, "")
-    assert err.strip() == f"error {says}; what was committed stays, run again to go on"
+    told = err.splitlines()
+    assert told.pop() == f"error {says}; what was committed stays, run again to go on"
+    assert all(re.fullmatch(r"finishing \d parts in flight; Ctrl-C again to stop now", line) for line in told)
+    assert len(told) == (sent == signal.SIGINT)
     limit = time.monotonic() + 20
     while _alive(driver.pid) and time.monotonic() < limit:
         time.sleep(0.2)
