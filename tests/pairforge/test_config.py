@@ -57,6 +57,11 @@ def test_every_fault_is_listed_at_once() -> None:
     assert len(problems_of(text)) == 2
 
 
+def test_a_faulty_entry_is_not_also_a_missing_one() -> None:
+    text, _ = demo_with("type: haze", "type: hase")
+    assert len(problems_of(text)) == 1
+
+
 def test_a_key_that_stands_twice_is_a_fault() -> None:
     text, line = demo_with("seed: 20261120", "seed: 1\nseed: 2")
     assert problems_of(text) == (f"c.yaml:{line + 1}: key 'seed' stands already on line {line}",)

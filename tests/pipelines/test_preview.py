@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from degradations.catalog import DEGRADATIONS
 from pairforge.config import canonical_json
 from pairforge.image import Pixels, decode_png, encode_png
 from pairforge.records import Fate, Sample, SourceRef, Step
-from pairforge.shards import Marker, ShardName, ShardWriter
+from pairforge.shards import Marker, ShardName, ShardWriter, read_shard
 from pairforge.snapshot import Snapshot, open_snapshot, publish, write_snapshot
 from pairforge.storage import Storage, open_storage
 from pipelines import preview
@@ -134,6 +135,19 @@ def test_more_than_there_is_shows_each_once_and_no_excluded_one(snapshot: Snapsh
 def test_the_same_snapshot_gives_the_same_sheet(snapshot: Snapshot) -> None:
     sheets = [contact_sheet(pick_samples(snapshot, None, 3), 2, 64) for _ in range(2)]
     assert np.array_equal(sheets[0], sheets[1])
+
+
+def test_a_shard_is_read_no_further_than_needed(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counting(storage: Storage, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+        for key, files in read_shard(storage, name):
+            read.append(key)
+            yield key, files
+
+    monkeypatch.setattr(preview, "read_shard", counting)
+    samples = picked(snapshot, 1, ["rain"])
+    assert read[-1] == samples[0].key and len(read) == 1
 
 
 def test_an_unknown_category_is_named(snapshot: Snapshot) -> None:
