@@ -116,6 +116,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "replay of words": (["verify", "{dataset}", "--replay", "some"], r"--replay 'some': allowed are .* and `all`"),
     "negative replay": (["verify", "{dataset}", "--replay", "-1"], r"--replay '-1': allowed"),
     "tolerance": (["verify", "{dataset}", "--tolerance", "256"], r"--tolerance.*255"),
+    "local workers": (["run", "{config}", "--local", "--workers", "2"], r"--local runs in this process; it goes with"),
     "no workers": (["run", "c.yaml", "--workers", "0"], r"--workers.*1"),
     "unknown key": (["inspect", "{dataset}", "nokey"], r"no kept record 'nokey' in snapshot"),
     "unknown fate": (["inspect", "{dataset}", "--fate", "lost"], r"--fate 'lost': allowed are kept, rejected, failed"),
@@ -180,9 +181,10 @@ def test_a_sheet_that_cannot_be_written_is_told_before_the_run(call: Call, confi
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["", "validate", "plan", "run", "status", "verify", "inspect", "preview", "degrade", "import", "remove"]
-)
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_fits_a_narrow_terminal(call: Call, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = call(*filter(None, [name]), "--help")
@@ -520,7 +522,8 @@ def test_degrading_one_photo_is_repeatable(call: Call, photo: Path, tmp_path: Pa
     pictures = [decode_png((tmp_path / f"{name}.png").read_bytes()) for name in ("1", "2", "t1")]
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
     other = call(*arguments[:-1], "4", "-o", tmp_path / "4.png")
-    assert json.loads(other.out)["step"]["params"] != told[0]["step"]["params"]
+    changed = json.loads(other.out)["step"]
+    assert all(changed[name] != told[0]["step"][name] for name in ("params", "seed"))
 
 
 def test_a_reflection_takes_its_second_photo(call: Call, photo_folder: Path, tmp_path: Path) -> None:
