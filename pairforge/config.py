@@ -62,7 +62,17 @@ def parse_config(text: str, model: type[M], origin: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError([_explain(problem, root, model, origin) for problem in error.errors()]) from error
+        problems = error.errors()
+        # A list counts as empty where its only entry is at fault: the entry's own fault says it all.
+        inner = [
+            problem
+            for problem in problems
+            if problem["type"] != "too_short"
+            or not any(
+                other["loc"][: len(problem["loc"])] == problem["loc"] for other in problems if other is not problem
+            )
+        ]
+        raise ConfigError([_explain(problem, root, model, origin) for problem in inner]) from error
 
 
 def _explain(problem: ErrorDetails, root: yaml.Node, model: type[BaseModel], origin: str) -> str:

@@ -9,6 +9,7 @@ stdout carries the result, as text or with `--json` as one JSON document; progre
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -48,9 +49,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def _print_version(wanted: bool) -> None:
-    from pipelines.synthesis import build_info
-
     if wanted:
+        from pipelines.synthesis import build_info
+
         versions = build_info()
         out.print(f"pairforge {versions.pop('pairforge')}")
         out.print(escape(", ".join(f"{name} {version}" for name, version in versions.items())))
@@ -204,13 +205,15 @@ def run(
 
 
 def _in_stages(loads: Sequence[Any]) -> str:
-    """What the stages are doing: calls that run, and calls that wait where there are some."""
+    """What the stages are doing, where there are several: calls that run and that wait, and the bottleneck."""
     from pipelines.engine import bottleneck
 
+    if len(loads) == 1:
+        return "rendering"
     told = ", ".join(
         f"{load.name} {load.running}" + (f" ({load.waiting} waiting)" if load.waiting else "") for load in loads
     )
-    slowest = bottleneck(loads) if len(loads) > 1 else None
+    slowest = bottleneck(loads)
     return told + (f"; bottleneck {slowest}" if slowest else "")
 
 
@@ -229,13 +232,16 @@ def _print_run(report: Any, snapshot: Any, output: str, config: Path, sheet: Pat
     if sheet is not None:
         out.print(f"contact sheet: {escape(str(sheet))}")
     out.print("next:")
+    # As it was called: after `make demo` the command is not on the path.
+    by_path = Path(sys.argv[0]).name == "pairforge" and not shutil.which("pairforge")
+    called = sys.argv[0] if by_path else "pairforge"
     for command in (
         ["inspect", output],
         ["verify", output, "--replay", "all"],
         ["preview", output, "--category", snapshot.summary()[0]["category"], "-o", "sheet.png"],
         ["plan", str(config)],
     ):
-        out.print(f"  pairforge {escape(shlex.join(command))}")
+        out.print(f"  {escape(shlex.join([called, *command]))}")
 
 
 @app.command()
@@ -539,7 +545,9 @@ def _print_summary(snapshot: Any) -> None:
 def main() -> None:
     """Entry point of the `pairforge` command. SIGTERM ends it as Ctrl-C does, so that nothing is left running."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    sys.exit(guarded(app))
+    code = guarded(app)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient Ctrl-C must not cut Ray's clean-up short
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def _cell(sample: Sample, lq: Pixels, hq: Pixels, thumb_px: int) -> Pixels:
         x = side * (thumb_px + 2) + (thumb_px - thumb.width) // 2
         y = (thumb_px - thumb.height) // 2
         canvas.paste(thumb, (x, y))
-        frame = [round(edge * scale) for edge in box]
-        draw.rectangle((x + frame[0], y + frame[1], x + frame[2] - 1, y + frame[3] - 1), outline=_FRAME)
+        left, upper, right, lower = (round(edge * scale) for edge in box)
+        draw.rectangle((x + left, y + upper, x + max(left, right - 1), y + max(upper, lower - 1)), outline=_FRAME)
         piece = PILImage.fromarray(np.ascontiguousarray(pixels[box[1] : box[3], box[0] : box[2]]))
         piece = piece.resize((piece.width * enlarge, piece.height * enlarge), PILImage.Resampling.NEAREST)
         canvas.paste(piece, (2 * thumb_px + 6, side * (half + 2)))

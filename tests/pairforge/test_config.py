@@ -35,7 +35,7 @@ def demo_with(old: str, new: str) -> tuple[str, int]:
         ("severity: [0.3, 0.9]", "severity: [0.3, 1.9]", "severity[1]", "less than or equal to 1"),
         ("severity: [0.3, 0.9]", "severity: [0.9, 0.3]", "chain[0]", "runs backwards"),
         ("kind: package", "kind: folder", "sources[0]", "'files'"),
-        ("val: 0.3", "val: 1.2", "split.val", "less than 1"),
+        ("val: 0.35", "val: 1.2", "split.val", "less than 1"),
         ("name: demo", "name: Demo Set", "name", "pattern"),
         ("licence: CC-BY-2.0", "license: CC-BY-2.0", "license", "did you mean 'licence'?"),
     ],
@@ -53,8 +53,13 @@ def test_a_missing_key_is_named_with_its_meaning() -> None:
 
 def test_every_fault_is_listed_at_once() -> None:
     text, _ = demo_with("seed: 20261120", "seed: x")
-    text = text.replace("val: 0.3", "val: 7")
+    text = text.replace("val: 0.35", "val: 7")
     assert len(problems_of(text)) == 2
+
+
+def test_a_faulty_entry_is_not_also_a_missing_one() -> None:
+    text, _ = demo_with("type: haze", "type: hase")
+    assert len(problems_of(text)) == 1
 
 
 def test_a_key_that_stands_twice_is_a_fault() -> None:

@@ -1,5 +1,6 @@
 """Snapshots: what a reader gets, how they are published, how damage is found, what other tools are told."""
 
+import datetime
 import fnmatch
 import hashlib
 import io
@@ -320,6 +321,29 @@ def test_the_same_content_is_the_same_snapshot_and_no_new_publication(storage: S
     assert {entry.name: storage.read(entry.name) for entry in storage.list("snapshots/")} == before
 
 
+def test_the_same_content_on_another_day_is_still_the_published_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(str(tmp_path))
+    first = write_set(storage)
+    publish(storage, first)
+    monkeypatch.setattr("pairforge.snapshot.datetime", _Tomorrow)
+    assert write_set(storage) == first
+    other = write_set(storage, name="other")
+    assert other.date == "2100-01-01" and other.id.startswith("21000101-")
+
+
+class _Tomorrow:
+    """Stands for the module `datetime` on one far day."""
+
+    UTC = datetime.UTC
+
+    class datetime:
+        @staticmethod
+        def now(zone: datetime.tzinfo) -> datetime.datetime:
+            return datetime.datetime(2100, 1, 1, tzinfo=zone)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -496,6 +520,13 @@ def test_a_pinned_snapshot_notices_an_edited_manifest(storage: Storage, snapshot
     named = DAMAGES[what](snapshot)
     with pytest.raises(DamagedError, match=re.escape(named)):
         open_snapshot(f"{storage.root}/snapshots/{snapshot.manifest.id}")
+
+
+def test_a_cut_off_file_is_told_from_a_changed_one(snapshot: Snapshot) -> None:
+    shard = snapshot.manifest.shards[0]
+    _change(snapshot, shard.tar_name, lambda data: data[:1000])
+    says = f"{shard.tar_name} has 1000 bytes, {shard.tar_bytes} were committed"
+    assert verify(snapshot).problems == (f"{shard.rows_name.removesuffix('.parquet')}: {says}",)
 
 
 def test_every_damaged_shard_is_named_not_only_the_first(snapshot: Snapshot) -> None:

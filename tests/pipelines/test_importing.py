@@ -115,12 +115,22 @@ def test_sides_of_different_size_are_rejected(folder: Path, tmp_path: Path) -> N
     assert "LQ is 16x12, HQ is 32x24" in detail
 
 
+def _become_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _become_a_broken_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:700]), "truncated"),
     "empty": (lambda path: path.write_bytes(b""), "empty_file"),
     "text": (lambda path: path.write_text("404 not found"), "not_an_image"),
-    "a folder": (lambda path: path.rename(path.with_name("was")) and path.mkdir(), "not_a_file"),
-    "a broken link": (lambda path: path.rename(path.with_name("was")) and path.symlink_to("nowhere"), "not_found"),
+    "a folder": (_become_a_folder, "not_a_file"),
+    "a broken link": (_become_a_broken_link, "not_found"),
 }
 
 
@@ -300,7 +310,7 @@ def test_names_that_are_not_utf8_are_paired(folder: Path, tmp_path: Path) -> Non
     import_pairs(settings_of(folder), str(tmp_path / "out"))
     snapshot = open_snapshot(str(tmp_path / "out"))
     uris = {row["uri"] for row in snapshot.rows().to_pylist() if row["fate"] == "kept"}
-    assert f"file:{folder}/lq/caf%E9.png" in uris and len(uris) == 7
+    assert f"file://{folder}/lq/caf%E9.png" in uris and len(uris) == 7
 
 
 def test_relative_folders_and_trailing_slashes_give_the_same_names(

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from pairforge.records import InfraError
 from pairforge.shards import ShardName, ShardWriter, read_rows, read_shard
 from pairforge.snapshot import Snapshot, open_snapshot, publish, verify, write_snapshot
 from pairforge.storage import Storage, open_storage
+from pipelines import verification
 from pipelines.engine import LocalBackend
 from pipelines.plan import render_settings
 from pipelines.run import RENDER, run
@@ -137,11 +139,7 @@ def test_the_command_replays_from_any_folder(made: Made, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("count", "replayed"), [(1, 1), (5, 5), (10**6, None)])
-def test_a_count_is_spread_over_the_snapshot(
-    made: Made, monkeypatch: pytest.MonkeyPatch, count: int, replayed: int | None
-) -> None:
-    from pipelines import verification
-
+def test_a_count_is_spread_over_the_snapshot(made: Made, count: int, replayed: int | None) -> None:
     total = sum(shard.kept for shard in made.snapshot.manifest.shards)
     work = list(verification._choose(made.snapshot, count))
     assert sum(len(places) for _, places in work) == (replayed or total)
@@ -405,10 +403,20 @@ def test_a_dead_process_is_a_fault_of_machinery(made: Made) -> None:
         replay_snapshot(made.snapshot, None, 0, 1, kill)
 
 
-def test_an_interrupt_leaves_no_process(made: Made) -> None:
+def _done_once_then_slow(root: str, tar_name: str, places: frozenset[int], tolerance: int) -> tuple[int, list[str]]:
+    if places != {0}:
+        time.sleep(60)
+    return 1, []
+
+
+def test_an_interrupt_leaves_no_process(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither idle ones nor one in the middle of a long shard."""
+
     def interrupt(samples: int) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(verification, "_replay_shard", _done_once_then_slow)
+    monkeypatch.setattr(verification, "_choose", lambda *_: [("", frozenset({0})), ("", frozenset({1}))])
     before = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt):
         replay_snapshot(made.snapshot, None, 0, 2, interrupt)
