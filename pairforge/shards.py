@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairforge.config import canonical_json
+from pairforge.failpoints import failpoint
 from pairforge.records import DamagedError, Fate, Frozen, parse_stored
 from pairforge.storage import Storage
 
@@ -182,6 +183,7 @@ class ShardWriter:
             entry = tarfile.TarInfo(f"{key}.{extension}")
             entry.size, entry.mode = len(data), 0o644
             self._tar.addfile(entry, io.BytesIO(data))
+            failpoint("mid-tar")
 
     def commit(self, production: Mapping[str, Any]) -> Marker:
         """Publish tar, then parquet, then marker. A part without a kept record has no tar."""
@@ -190,8 +192,10 @@ class ShardWriter:
         fates = Counter(row["fate"] for row in self._rows)
         if fates[Fate.KEPT]:
             self._storage.write_file(self._name.tar, Path(self._file.name))
+        failpoint("after-tar")
         rows = self._rows_bytes()
         self._storage.write(self._name.rows, rows)
+        failpoint("after-parquet")
         marker = Marker(
             part=self._name.part,
             fingerprint=self._name.fingerprint,
@@ -212,6 +216,7 @@ class ShardWriter:
             reasons=dict(sorted(Counter(row["reason"] for row in self._rows if row.get("reason")).items())),
             production=production,
         )
+        failpoint("before-marker")
         self._storage.write(self._name.marker, canonical_json(marker).encode())
         return marker
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pairforge.cards import describe
 from pairforge.config import canonical_json
+from pairforge.failpoints import failpoint
 from pairforge.image import decode_png
 from pairforge.manifest import DESCRIPTIONS, Manifest, Pointer, content_of
 from pairforge.records import SCHEMA_VERSION, DamagedError, Fate, InfraError, Sample, parse_stored
@@ -267,6 +268,7 @@ def write_snapshot(
     )
     for key, data in files.items():
         storage.write(f"snapshots/{manifest.id}/{key}", data)
+        failpoint("mid-snapshot")
     storage.write(f"snapshots/{manifest.id}/manifest.json", canonical_json(manifest).encode())
     return manifest
 
@@ -287,6 +289,7 @@ def publish(storage: Storage, manifest: Manifest, attempts: int = 10) -> bool:
         if pointer is not None and pointer.snapshot == manifest.id:
             return False
         after = Pointer(snapshot=manifest.id, manifest_sha256=sha256, fence=pointer.fence + 1 if pointer else 1)
+        failpoint("before-latest")
         if storage.compare_and_swap(LATEST, before, canonical_json(after).encode()):
             return True
     raise InfraError(f"{LATEST} was moved by another writer {attempts} times; nothing was published")

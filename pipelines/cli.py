@@ -85,7 +85,9 @@ def validate(config: ConfigPath, as_json: AsJson = False) -> None:
 def plan(
     config: ConfigPath,
     as_json: AsJson = False,
-    measure: Annotated[int, typer.Option(help="Records per category to render for the estimate.", min=0)] = 2,
+    measure: Annotated[
+        int, typer.Option(help="Records to render of each category that no calibration knows.", min=0)
+    ] = 2,
 ) -> None:
     """Say what a run would do: counts, bytes, time, and what is done already. Writes nothing."""
     from pipelines.estimate import FIELDS, estimate
@@ -105,8 +107,41 @@ def plan(
     elif found["seconds_left"] is not None:
         out.print(
             f"left to do: about {human_bytes(found['bytes_left'])} and {human_seconds(found['seconds_left'])} on "
-            f"{found['workers']} workers, from {found['measured']} records rendered here"
+            f"{found['workers']} workers, from {_basis(found)}"
         )
+        stored = "" if found["storage_left"] is None else f"; storage with bases {human_bytes(found['storage_left'])}"
+        out.print(f"core-hours {found['core_hours_left']:.2f}, GPU-hours {found['gpu_hours_left']:.2f}{stored}")
+
+
+def _basis(found: Any) -> str:
+    told = [f"the calibration of {len(found['calibrated'])} categories"] if found["calibrated"] else []
+    return " and ".join([*told, *([f"{found['measured']} records rendered here"] if found["measured"] else [])])
+
+
+@app.command()
+def calibrate(
+    config: ConfigPath,
+    records: Annotated[int, typer.Option(help="Records to render of each category.", min=1, max=10_000)] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a record of each category costs on this machine; `plan` predicts from it without rendering."""
+    from pipelines.estimate import calibrate as measure
+
+    found = measure(_load(config), records)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    rows = [
+        {
+            "category": name,
+            "records": cost.records,
+            "ms_a_record": round(1000 * cost.core_seconds),
+            "bytes": cost.shard_bytes,
+        }
+        for name, cost in found.categories.items()
+    ]
+    print_table(f"costs of a record of {config}", ("category", "records", "ms_a_record", "bytes"), rows)
+    out.print(f"a base: {human_bytes(found.base_bytes)}")
 
 
 @app.command()
@@ -121,14 +156,19 @@ def run(
         bool, typer.Option("--retry-quarantined", help="Give parts that used up their attempts all of them back.")
     ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet here.")] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Append events to this file as JSON lines; `-` for stderr.", metavar="FILE")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make everything planned and missing, then publish a snapshot."""
+    from pairforge.config import fingerprint
     from pairforge.image import check_picture_path
     from pairforge.snapshot import open_snapshot
     from pairforge.storage import open_storage
     from pipelines.run import AttemptLedger, Outline, open_backend
     from pipelines.run import run as run_line
+    from pipelines.telemetry import new_run_id, run_log
 
     loaded = _load(config)
     if sheet is not None:
@@ -139,7 +179,7 @@ def run(
         raise ValueError("--local runs in this process; it goes with neither --address nor --workers")
     if retry_quarantined:
         AttemptLedger(open_storage(loaded.output), loaded.run.engine.max_attempts).forget()
-    with show_progress(as_json) as progress:
+    with run_log(log, new_run_id(fingerprint(loaded))), show_progress(as_json or log == "-") as progress:
         task = progress.add_task("looking at sources", total=None)
 
         def on_plan(planned: Outline) -> None:
@@ -165,12 +205,16 @@ def run(
 
 
 def _in_stages(loads: Sequence[Any]) -> str:
-    """What the stages are doing, where there are several: calls that run, and calls that wait."""
+    """What the stages are doing, where there are several: calls that run and that wait, and the bottleneck."""
+    from pipelines.engine import bottleneck
+
     if len(loads) == 1:
         return "rendering"
-    return ", ".join(
+    told = ", ".join(
         f"{load.name} {load.running}" + (f" ({load.waiting} waiting)" if load.waiting else "") for load in loads
     )
+    slowest = bottleneck(loads)
+    return told + (f"; bottleneck {slowest}" if slowest else "")
 
 
 def _report(report: Any) -> dict[str, Any]:

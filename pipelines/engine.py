@@ -7,10 +7,11 @@ exception is a bug and stops the run.
 """
 
 import heapq
+import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from pydantic import Field
 from pairforge.records import Frozen, InfraError
 from pairforge.rng import rng_for
 from pipelines.stages import Stage, StageBugError, StageCaller
+from pipelines.telemetry import bound_ids, call_failed, note, stage_load
 
 W = TypeVar("W")
 
@@ -53,6 +55,12 @@ class StageLoad:
     actors: int
 
 
+def bottleneck(loads: Sequence[StageLoad]) -> str | None:
+    """The stage that holds most of the parts in flight (the first of equals), None where none does."""
+    held = {load.name: load.waiting + load.running for load in loads}
+    return max(held, key=held.__getitem__) if any(held.values()) else None
+
+
 class Backend(Protocol):
     """Where calls of stages run."""
 
@@ -61,8 +69,11 @@ class Backend(Protocol):
     def slots(self) -> int:
         """How many parts can make progress at once; may change as nodes come and go."""
 
-    def submit(self, ticket: int, stage_index: int, work: Any) -> None:
-        """Start one call; `ticket` comes back with it. `work` is what a call returned, or the part itself."""
+    def submit(self, ticket: int, stage_index: int, work: Any, ids: Mapping[str, Any]) -> None:
+        """Start one call; `ticket` comes back with it. `work` is what a call returned, or the part itself.
+
+        `ids` go into what the call logs.
+        """
 
     def wait(self, timeout_s: float) -> list[Done]:
         """Calls that finished; empty after `timeout_s`. A bug inside a stage is raised as StageBugError."""
@@ -84,24 +95,24 @@ class LocalBackend:
         self.stages = stages
         self._settings = settings
         self._made: dict[int, StageCaller] = {}
-        self._queue: deque[tuple[int, int, Any]] = deque()
+        self._queue: deque[tuple[int, int, Any, Mapping[str, Any]]] = deque()
         self._finished: Counter[int] = Counter()
 
     def slots(self) -> int:
         return 1
 
-    def submit(self, ticket: int, stage_index: int, work: Any) -> None:
-        self._queue.append((ticket, stage_index, work))
+    def submit(self, ticket: int, stage_index: int, work: Any, ids: Mapping[str, Any]) -> None:
+        self._queue.append((ticket, stage_index, work, ids))
 
     def wait(self, timeout_s: float) -> list[Done]:
         if not self._queue:
             time.sleep(timeout_s)
             return []
-        ticket, index, work = self._queue.popleft()
+        ticket, index, work, ids = self._queue.popleft()
         try:
             if index not in self._made:
                 self._made[index] = StageCaller(self.stages[index], self._settings)
-            result = self._made[index](work)
+            result = self._made[index](work, ids)
         except InfraError as fault:
             return [Done(ticket, None, fault)]
         except Exception as error:
@@ -113,7 +124,7 @@ class LocalBackend:
         self._queue = deque(call for call in self._queue if call[0] != ticket)
 
     def loads(self) -> list[StageLoad]:
-        waiting = Counter(index for _, index, _ in self._queue)
+        waiting = Counter(index for _, index, _, _ in self._queue)
         return [StageLoad(s.name, waiting[i], 0, self._finished[i], 0) for i, s in enumerate(self.stages)]
 
     def close(self) -> None:
@@ -198,7 +209,10 @@ class Engine(Generic[W]):
             for done in self._backend.wait(0.1 if self._waiting else 1.0):
                 yield from self._advance(done)
             yield from self._end_stalled()
-            self._on_tick(self._backend.loads())
+            loads = self._backend.loads()
+            for load in loads:
+                stage_load(load.name, load.waiting, load.running)
+            self._on_tick(loads)
 
     def _fill(self, works: Iterator[W]) -> None:
         while not self._stopping and len(self._flying) < self._window():
@@ -214,7 +228,10 @@ class Engine(Generic[W]):
             self._ticket += 1
             flight.stage_index, flight.since = 0, time.monotonic()
             self._flying[self._ticket] = flight
-            self._backend.submit(self._ticket, 0, flight.work)
+            self._backend.submit(self._ticket, 0, flight.work, self._ids(flight))
+
+    def _ids(self, flight: _Flight[W]) -> Mapping[str, Any]:
+        return {**bound_ids(), "part": self._label_of(flight.work), "attempt": flight.attempt}
 
     def _window(self) -> int:
         if self._settings.parts_in_flight is not None:
@@ -240,7 +257,7 @@ class Engine(Generic[W]):
         elif flight.stage_index + 1 < len(self._backend.stages):
             flight.stage_index += 1
             flight.since = time.monotonic()
-            self._backend.submit(done.ticket, flight.stage_index, done.result)
+            self._backend.submit(done.ticket, flight.stage_index, done.result, self._ids(flight))
         else:
             del self._flying[done.ticket]
             yield Outcome(flight.work, done.result, None, flight.attempt)
@@ -249,6 +266,8 @@ class Engine(Generic[W]):
         flight = self._flying.pop(ticket)
         stage = self._backend.stages[flight.stage_index].name
         told = InfraError(f"stage {stage}, part {self._label_of(flight.work)}: {fault}")
+        call_failed(stage)
+        note("call failed", logging.WARNING, **{**self._ids(flight), "stage": stage, "fault": str(fault)})
         self._on_fault(flight.work, flight.attempt, told)
         if flight.attempt >= self._settings.max_attempts:
             yield Outcome(flight.work, None, told, flight.attempt)

@@ -1,14 +1,17 @@
-"""The dry run: counts from the plan, bytes and seconds from markers and a few records rendered on the spot."""
+"""The dry run: counts from the plan, bytes and seconds from markers, a calibration, or records rendered on the spot."""
 
 import os
+import platform
 import tempfile
-from collections.abc import Iterator, Set
+import time
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pairforge.shards import Marker, ShardName
 from pairforge.storage import Storage, open_storage
+from pipelines.calibration import Calibration, CategoryCost, cost_settings, read_calibration, write_calibration
 from pipelines.catalog import Catalog
 from pipelines.plan import Part, count_sources, plan_parts, render_settings
 from pipelines.run import read_markers
@@ -40,24 +43,31 @@ class _Cost:
 
 
 def estimate(config: RunConfig, measure: int) -> dict[str, Any]:
-    """What a run would do, without writing to its output; `measure` records a category are rendered.
+    """What a run would do, without writing to its output.
+
+    Categories that a stored calibration knows are predicted from it; of the others `measure` records are
+    rendered.
 
     `bytes` and `core_seconds` are totals: of what is done from its markers, of the rest extrapolated
-    from what was rendered here (None where nothing was, but something is left).
+    (None where nothing was measured, but something is left). `storage_left` adds the bases that are missing.
+    No stage of this line needs a GPU.
     """
     output = open_storage(config.output)
+    calibration = read_calibration(output)
+    known_costs = _known_costs(config, calibration)
     with _scratch_copy(output) as scratch:
         catalog = Catalog(scratch)
         catalog.scan(config)
         done = {entry.name for entry in output.list("shards/") if entry.name.endswith(".marker.json")}
-        categories = _by_category(config, catalog, done, measure)
+        categories = _by_category(config, catalog, done, measure, known_costs)
         rows, left = [], _Cost(0, 0)
         for name, seen in sorted(categories.items()):
             spent = _cost_of(read_markers(output, [shard for shard, _ in seen.done]))
-            ahead = _measured(seen, config, scratch)
+            ahead = _predicted(seen, known_costs[name]) if name in known_costs else _measured(seen, config, scratch)
             rows.append(_row(name, seen, spent + ahead if ahead else None))
             left += ahead or _Cost(0, 0)
         sources = count_sources(config, catalog)
+    bases_left = max(0, sources["usable"] - sum(1 for _ in output.list("bases/")))
     known = all(row["bytes"] is not None for row in rows)
     workers = config.run.workers or os.cpu_count() or 1
     return {
@@ -65,13 +75,70 @@ def estimate(config: RunConfig, measure: int) -> dict[str, Any]:
         "total": {name: _total(row[name] for row in rows) for name in FIELDS},
         "sources": sources,
         "measured": sum(len(sample.records) for seen in categories.values() for sample in seen.samples),
+        "calibrated": sorted(known_costs.keys() & categories.keys()),
         "workers": workers,
         "bytes_left": round(left.bytes) if known else None,
+        "storage_left": round(left.bytes + bases_left * calibration.base_bytes) if known and calibration else None,
+        "core_hours_left": round(left.seconds / 3600, 6) if known else None,
+        "gpu_hours_left": 0.0,
         "seconds_left": round(left.seconds / workers, 1) if known else None,
     }
 
 
-def _by_category(config: RunConfig, catalog: Catalog, done: Set[str], measure: int) -> dict[str, _Category]:
+def calibrate(config: RunConfig, records: int) -> Calibration:
+    """Render `records` records of every category in a scratch folder, one core at a time, and store what they cost.
+
+    Raises ValueError where the catalog of the config leaves nothing to measure.
+    """
+    output = open_storage(config.output)
+    with _scratch_copy(output) as scratch:
+        catalog = Catalog(scratch)
+        catalog.scan(config)
+        categories = _by_category(config, catalog, frozenset(), records, {})
+        if not categories:
+            raise ValueError("nothing to measure: no source is usable")
+        costs = {name: _cost_a_record(config, name, seen.samples, scratch) for name, seen in sorted(categories.items())}
+        bases = [entry.size for entry in scratch.list("bases/")]
+    calibration = Calibration(
+        machine={"cpu": platform.processor() or platform.machine(), "cores": str(os.cpu_count()), "gpus": "0"},
+        measured_at=round(time.time(), 3),
+        base_bytes=sum(bases) / len(bases) if bases else 0.0,
+        categories=costs,
+    )
+    write_calibration(output, calibration)
+    return calibration
+
+
+def _cost_a_record(config: RunConfig, category: str, samples: list[Part], scratch: Storage) -> CategoryCost:
+    settings = render_settings(config)
+    first = samples[0]
+    with tempfile.TemporaryDirectory(prefix="pairforge-warm-") as elsewhere:  # what is loaded once costs no record
+        make_part(replace(first, records=first.records[:1]), settings, elsewhere)
+    started = time.process_time()
+    markers = [make_part(sample, settings, scratch.root) for sample in samples]
+    seconds = time.process_time() - started
+    planned = sum(marker.planned for marker in markers)
+    return CategoryCost(
+        settings=cost_settings(config, category),
+        records=planned,
+        core_seconds=seconds / planned,
+        shard_bytes=_cost_of(markers).bytes / planned,
+    )
+
+
+def _known_costs(config: RunConfig, calibration: Calibration | None) -> Mapping[str, CategoryCost]:
+    stored = calibration.categories if calibration else {}
+    return {name: cost for name, cost in stored.items() if cost.settings == cost_settings(config, name)}
+
+
+def _predicted(seen: _Category, cost: CategoryCost) -> _Cost:
+    left = seen.records - seen.records_done
+    return _Cost(cost.shard_bytes * left, cost.core_seconds * left)
+
+
+def _by_category(
+    config: RunConfig, catalog: Catalog, done: Set[str], measure: int, known: Mapping[str, CategoryCost]
+) -> dict[str, _Category]:
     categories: dict[str, _Category] = {}
     for part in plan_parts(config, catalog):
         seen = categories.setdefault(part.category, _Category())
@@ -80,7 +147,7 @@ def _by_category(config: RunConfig, catalog: Catalog, done: Set[str], measure: i
         if part.shard.marker in done:
             seen.done.append((part.shard, len(part.records)))
             continue
-        missing = measure - sum(len(sample.records) for sample in seen.samples)
+        missing = 0 if part.category in known else measure - sum(len(sample.records) for sample in seen.samples)
         if missing > 0:
             seen.samples.append(replace(part, records=part.records[:missing]))
     return categories

@@ -8,12 +8,14 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pairforge.records import InfraError
 from pipelines.engine import Done, StageLoad
 from pipelines.stages import Resources, Stage, StageBugError, StageCaller
+from pipelines.telemetry import log_in_worker
 
 _GROW_AFTER_S = 1.0
 _SHRINK_AFTER_S = 60.0
@@ -51,24 +53,39 @@ def connect_ray(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise InfraError(f"no Ray cluster answers at {address!r}: {error}") from error
+        if _is_about_the_token(error):
+            raise InfraError(
+                f"the Ray cluster at {address!r} refused the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+                "to the file with the cluster's token (docs/cluster.md)"
+            ) from error
+        raise InfraError(f"no Ray cluster answers at {address!r}: {_first_line(error)}") from error
 
 
-def _run_once(stage: Stage, settings: Any, work: Any) -> Any:
-    return StageCaller(stage, settings)(work)
+def _is_about_the_token(error: BaseException | None) -> bool:
+    while error is not None:
+        if type(error).__name__ == "AuthenticationError" or "AuthenticationError" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _run_once(stage: Stage, settings: Any, work: Any, ids: Mapping[str, Any]) -> Any:
+    log_in_worker()
+    return StageCaller(stage, settings)(work, ids)
 
 
 class _StageActor:
     """Holds one made stage; `ready` returns once it is loaded."""
 
     def __init__(self, stage: Stage, settings: Any) -> None:
+        log_in_worker()
         self._call = StageCaller(stage, settings)
 
     def ready(self) -> int:
         return os.getpid()
 
-    def run(self, work: Any) -> Any:
-        return self._call(work)
+    def run(self, work: Any, ids: Mapping[str, Any]) -> Any:
+        return self._call(work, ids)
 
 
 def _options(resources: Resources) -> dict[str, Any]:
@@ -91,8 +108,8 @@ class _Tasks:
         self.running: dict[Any, int] = {}
         self.finished = 0
 
-    def submit(self, ticket: int, work: Any) -> None:
-        self.running[self._run.remote(self._stage, self._settings, work)] = ticket
+    def submit(self, ticket: int, work: Any, ids: Mapping[str, Any]) -> None:
+        self.running[self._run.remote(self._stage, self._settings, work, ids)] = ticket
 
     def collect(self, reference: Any) -> int:
         self.finished += 1
@@ -138,16 +155,16 @@ class _Actors:
         self.stage = stage
         self.running: dict[Any, int] = {}
         self.finished = 0
-        self._queue: deque[tuple[int, Any]] = deque()
+        self._queue: deque[tuple[int, Any, Mapping[str, Any]]] = deque()
         self._actors: list[_Actor] = []
         self._waiting_since = time.monotonic()
         for _ in range(self._pool.min_actors):
             self._add()
 
-    def submit(self, ticket: int, work: Any) -> None:
+    def submit(self, ticket: int, work: Any, ids: Mapping[str, Any]) -> None:
         if not self._queue:
             self._waiting_since = time.monotonic()
-        self._queue.append((ticket, work))
+        self._queue.append((ticket, work, ids))
         self._dispatch()
 
     def collect(self, reference: Any) -> int:
@@ -228,9 +245,9 @@ class _Actors:
             if not free:
                 return
             actor = min(free, key=lambda actor: len(actor.calls))
-            ticket, work = self._queue.popleft()
+            ticket, work, ids = self._queue.popleft()
             actor.calls.add(ticket)
-            self.running[actor.handle.run.remote(work)] = ticket
+            self.running[actor.handle.run.remote(work, ids)] = ticket
 
 
 class RayBackend:
@@ -252,8 +269,8 @@ class RayBackend:
             self._slots_until = time.monotonic() + _SLOTS_FOR_S
         return self._slots
 
-    def submit(self, ticket: int, stage_index: int, work: Any) -> None:
-        self._runners[stage_index].submit(ticket, work)
+    def submit(self, ticket: int, stage_index: int, work: Any, ids: Mapping[str, Any]) -> None:
+        self._runners[stage_index].submit(ticket, work, ids)
 
     def wait(self, timeout_s: float) -> list[Done]:
         owners = {reference: runner for runner in self._runners for reference in runner.running}
@@ -285,6 +302,9 @@ class RayBackend:
             runner.collect(reference)
             if isinstance(error.cause, InfraError):
                 return Done(ticket, None, error.cause)
+            if isinstance(error.cause, (ray_errors.ObjectLostError, ray_errors.ObjectFetchTimedOutError)):
+                # The node that held the descriptor died before this stage read it.
+                return Done(ticket, None, InfraError(f"a descriptor was lost: {type(error.cause).__name__}"))
             raise StageBugError(f"in stage {runner.stage.name}: {error}") from error
         except ray_errors.OutOfMemoryError as error:
             fault = InfraError(f"a worker ran out of memory and was ended: {_first_line(error)}")

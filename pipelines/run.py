@@ -1,6 +1,7 @@
 """One run of the synthesis line: catalog, plan, make what is missing, publish a snapshot."""
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pairforge.config import canonical_json, fingerprint
+from pairforge.failpoints import failpoint
 from pairforge.records import InfraError, TooManyFailedError
 from pairforge.shards import Marker, ShardName, read_marker
 from pairforge.snapshot import publish, read_latest, write_snapshot
@@ -26,6 +28,7 @@ from pipelines.ray_backend import RayBackend, connect_ray, start_embedded_ray
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 from pipelines.synthesis import make_part, pixel_versions
+from pipelines.telemetry import bound_ids, note, part_made
 
 RUN_FILE = "runs/latest.json"
 _ATTEMPTS = "runs/attempts/"
@@ -143,7 +146,9 @@ def run(
     if not planned.records:
         raise ValueError(f"nothing to make: of the sources, {_in_words(count_sources(config, catalog))}")
     on_plan(planned)
+    note("planned", records=planned.records, parts=len(planned.parts), parts_done=len(planned.done))
     _write_run_file(storage, config, planned)
+    failpoint("after-plan")
     tally = Tally(planned.records)
     if planned.pending:
         ledger = AttemptLedger(storage, config.run.engine.max_attempts)
@@ -187,6 +192,7 @@ def run(
     )
     published = publish(storage, manifest)
     assert published or before is not None
+    note("snapshot", snapshot=manifest.id, published=published, **total.fates)
     return RunReport(
         snapshot=manifest.id,
         published=published,
@@ -216,12 +222,30 @@ def _carry(
 
     for outcome in engine.run(worth_trying()):
         if outcome.fault is not None:
+            given_up = {"part": outcome.work.shard.stem, "attempt": outcome.attempts, "fault": str(outcome.fault)}
+            note("part given up", logging.ERROR, **given_up)
             tally.given_up[outcome.work.shard.stem] = f"{outcome.fault} ({outcome.attempts} attempts)"
             continue
         ledger.clear(outcome.work)
         tally.add(outcome.result)
+        _tell_made(outcome.result, outcome.attempts)
         on_part(outcome.result)
         _check_failed(config, tally, final=False)
+
+
+def _tell_made(marker: Marker, attempt: int) -> None:
+    part_made(marker)
+    note(
+        "part done",
+        part=marker.rows_name.removesuffix(".parquet"),
+        attempt=attempt,
+        seconds=marker.production.get("seconds"),
+        bytes=marker.tar_bytes + marker.rows_bytes,
+        kept=marker.kept,
+        rejected=marker.rejected,
+        failed=marker.failed,
+        reasons=dict(marker.reasons),
+    )
 
 
 @contextmanager
@@ -341,6 +365,7 @@ def _resolved(config: RunConfig) -> bytes:
 def _write_run_file(storage: Storage, config: RunConfig, planned: Outline) -> None:
     state = {
         "name": config.name,
+        "run": bound_ids().get("run"),
         "config": fingerprint(config),
         "records": planned.records,
         "parts": [[name.marker, count] for name, count in planned.parts],
@@ -356,10 +381,12 @@ def read_status(storage: Storage) -> dict[str, Any]:
     parts: list[list[Any]] = state["parts"]
     present = {entry.name for entry in storage.list("shards/")}
     done = [(name, count) for name, count in parts if name in present]
-    markers = [Marker.model_validate_json(storage.read(name)) for name, _ in done]
+    with ThreadPoolExecutor(8) as pool:
+        markers = list(pool.map(lambda entry: Marker.model_validate_json(storage.read(entry[0])), done))
     pointer = read_latest(storage)
     return {
         "name": state["name"],
+        "run": state.get("run"),
         "parts": len(parts),
         "parts_done": len(done),
         "records": state["records"],

@@ -1,18 +1,17 @@
 """Stages: what a unit of work is, what it needs, and how a worker runs one call of it."""
 
-import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from pydantic import Field
 
 from pairforge.image import use_one_thread
 from pairforge.records import Frozen
-
-log = logging.getLogger("pairforge")
+from pipelines.telemetry import bound, note, stage_took
 
 
 class StageBugError(Exception):
@@ -76,11 +75,14 @@ class StageCaller:
         self._compute: Callable[[Any], Any] = made.compute if self._prepare else made
         self._turn = threading.Lock()
 
-    def __call__(self, work: Any) -> Any:
-        started = time.monotonic()
-        prepared = self._prepare(work) if self._prepare else work
-        with self._turn:
-            result = self._compute(prepared)
-        seconds = time.monotonic() - started
-        log.info("stage done", extra={"stage": self._stage.name, "seconds": round(seconds, 4)})
+    def __call__(self, work: Any, ids: Mapping[str, Any] = MappingProxyType({})) -> Any:
+        """`ids` (run, part, attempt) are bound to what is noted meanwhile."""
+        with bound({**ids, "stage": self._stage.name}):
+            prepared = self._prepare(work) if self._prepare else work
+            with self._turn:
+                started = time.monotonic()
+                result = self._compute(prepared)
+                seconds = time.monotonic() - started
+            stage_took(self._stage.name, seconds)
+            note("stage done", seconds=round(seconds, 4))
         return result

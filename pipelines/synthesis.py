@@ -25,6 +25,7 @@ from pipelines.bases import Base, load_base, load_frames, source_ref
 from pipelines.catalog import CatalogRow
 from pipelines.plan import LINE, Part, PlannedRecord, RenderSettings
 from pipelines.settings import AnyOf, Recipe
+from pipelines.telemetry import note
 
 
 @cache
@@ -73,6 +74,7 @@ def make_part(part: Part, settings: RenderSettings, output: str) -> Marker:
                 sample, files = _render(bench, part, record, recipes[record.recipe])
             except SampleError as refusal:
                 fate = {"fate": refusal.fate.value, "reason": refusal.reason, "detail": refusal.detail}
+                note("record refused", key=record.key, fate=refusal.fate.value, reason=refusal.reason)
                 writer.add({**row, **fate}, {})
             except OSError as fault:
                 raise InfraError(f"while making record {record.key}: {fault}") from fault

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.settings import RunSettings
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -57,3 +59,28 @@ def test_the_image_copies_every_package() -> None:
     tracked = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert tracked <= copied
     assert {"pyproject.toml", "constraints.txt"} <= copied
+
+
+def test_the_clusters_in_the_docs_are_valid() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    (own_hosts,) = [block for block in blocks if "provider" in block]
+    assert checked(own_hosts)["provider"]["worker_ips"]
+    del own_hosts["provider"]["head_ip"]
+    with pytest.raises(Exception, match="head_ip"):
+        checked(own_hosts)
+    (settings,) = [block["run"] for block in blocks if "run" in block]
+    assert RunSettings.model_validate(settings).stages["render"].labels
+    (job,) = [block["spec"] for block in blocks if block.get("kind") == "RayJob"]
+    for group in (job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert {entry["name"] for entry in container["env"]} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+
+
+def test_every_extra_that_the_image_installs_exists() -> None:
+    import tomllib
+
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    (wanted,) = re.findall(r"pip install .*\'\.\[(.+)\]\'", dockerfile)
+    assert set(wanted.split(",")) <= extras

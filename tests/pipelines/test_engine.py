@@ -66,6 +66,21 @@ def make_victim(settings: str) -> Callable[[int], int]:
     return work
 
 
+def make_robbed(settings: str) -> Callable[[int], int]:
+    """The first try of part 1 ends as Ray ends a call whose descriptor was on a node that died."""
+
+    def work(value: int) -> int:
+        from ray.exceptions import ObjectReconstructionFailedError
+
+        flag = Path(settings, "robbed")
+        if value == 1 and not flag.exists():
+            flag.touch()
+            raise ObjectReconstructionFailedError("00" * 28, None, "")
+        return value
+
+    return work
+
+
 def make_stall(settings: str) -> Callable[[int], int]:
     """The first try of part 1 hangs."""
 
@@ -177,6 +192,14 @@ def test_a_killed_worker_costs_one_attempt(tmp_path: Path, pool: Pool | None) ->
     outcomes = sorted((o.work, o.result, o.attempts) for o in carried(backend, range(5)))
     backend.close()
     assert outcomes == [(n, n, 2 if n == 2 else 1) for n in range(5)]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_descriptor_lost_with_its_node_costs_one_attempt_and_is_no_bug(tmp_path: Path) -> None:
+    backend = RayBackend((stage(make_robbed),), str(tmp_path))
+    outcomes = sorted((o.work, o.result, o.attempts) for o in carried(backend, range(3)))
+    backend.close()
+    assert outcomes == [(0, 0, 1), (1, 1, 2), (2, 2, 1)]
 
 
 @pytest.mark.usefixtures("ray_session")
