@@ -166,7 +166,8 @@ def run(
     from pairforge.image import check_picture_path
     from pairforge.snapshot import open_snapshot
     from pairforge.storage import open_storage
-    from pipelines.run import AttemptLedger, Outline, open_backend
+    from pipelines.attempts import AttemptLedger
+    from pipelines.run import Outline, open_backend
     from pipelines.run import run as run_line
     from pipelines.telemetry import new_run_id, run_log
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from pairforge.records import InfraError, TooManyFailedError
 from pairforge.shards import Marker, ShardName, read_marker
 from pairforge.snapshot import publish, read_latest, write_snapshot
 from pairforge.storage import Storage, open_storage
+from pipelines.attempts import AttemptLedger
 from pipelines.catalog import Catalog
 from pipelines.engine import Backend, Engine, LocalBackend, StageLoad
 from pipelines.plan import Part, RenderSettings, count_sources, plan_parts, render_settings
@@ -31,7 +32,6 @@ from pipelines.synthesis import make_part, pixel_versions
 from pipelines.telemetry import bound_ids, note, part_made
 
 RUN_FILE = "runs/latest.json"
-_ATTEMPTS = "runs/attempts/"
 _STALE_AFTER_S = 24 * 3600
 """Unfinished files of killed writers are removed when they are older."""
 _FRACTION_AFTER_RECORDS = 20
@@ -138,6 +138,10 @@ def run(
     """
     started = time.monotonic()
     storage = open_storage(config.output)
+    if next(storage.list("shards/imported/"), None) is not None:
+        raise ValueError(
+            f"{config.output} holds imported pairs, whose snapshots a run would hide; choose another output"
+        )
     storage.check_conditional_writes()
     storage.sweep(_STALE_AFTER_S)
     catalog = Catalog(storage)
@@ -208,7 +212,7 @@ def run(
 def _carry(
     config: RunConfig,
     engine: Engine[Part],
-    ledger: "AttemptLedger",
+    ledger: AttemptLedger,
     pending: Iterator[Part],
     tally: Tally,
     on_part: Callable[[Marker], None],
@@ -268,56 +272,6 @@ def _stopping_on_sigint(engine: Engine[Part], on_stop: Callable[[int], None]) ->
         yield stopped
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class AttemptLedger:
-    """Attempts that parts have used up, kept in storage so that a restarted run counts on.
-
-    A part that used all of them is quarantined: it is not tried again until `forget` is called.
-    """
-
-    def __init__(self, storage: Storage, max_attempts: int) -> None:
-        self._storage = storage
-        self._max_attempts = max_attempts
-        entries = storage.list(_ATTEMPTS)
-        self._known = {entry.name: json.loads(storage.read(entry.name)) for entry in entries}
-
-    def attempts(self, part: Part) -> int:
-        """Tries that ended in a fault, over all runs."""
-        return int(self._known.get(_attempts_name(part), {}).get("attempts", 0))
-
-    def last_fault(self, part: Part) -> str:
-        """What ended the last of them, and how many there were."""
-        known = self._known[_attempts_name(part)]
-        return f"quarantined after {known['attempts']} attempts, the last: {known['fault']}"
-
-    def quarantined(self, part: Part) -> bool:
-        """Whether no attempt is left."""
-        return self.attempts(part) >= self._max_attempts
-
-    def note(self, part: Part, attempt: int, fault: InfraError) -> None:
-        """Write down one fault. If storage is away just now, this run counts it, a later one may not."""
-        name = _attempts_name(part)
-        self._known[name] = {"attempts": attempt, "fault": str(fault)}
-        with suppress(InfraError):
-            self._storage.write(name, canonical_json(self._known[name]).encode())
-
-    def clear(self, part: Part) -> None:
-        """The part was made: its faults no longer count."""
-        if self._known.pop(_attempts_name(part), None) is not None:
-            self._storage.delete(_attempts_name(part))
-
-    def forget(self) -> int:
-        """Give every part all its attempts back; how many had used some."""
-        for name in self._known:
-            self._storage.delete(name)
-        forgotten = len(self._known)
-        self._known.clear()
-        return forgotten
-
-
-def _attempts_name(part: Part) -> str:
-    return f"{_ATTEMPTS}{part.shard.stem.removeprefix('shards/')}.json"
 
 
 def _check_failed(config: RunConfig, tally: Tally, final: bool) -> None:

@@ -19,10 +19,11 @@ from pairforge import failpoints
 from pairforge.records import InfraError
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
+from pipelines.attempts import AttemptLedger
 from pipelines.engine import Backend
 from pipelines.plan import Part, render_settings
 from pipelines.ray_backend import RayBackend
-from pipelines.run import RENDER, AttemptLedger, run
+from pipelines.run import RENDER, run
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 from tests.conftest import config_of

@@ -17,11 +17,12 @@ import pytest
 from pairforge.records import InfraError, TooManyFailedError
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
+from pipelines.attempts import AttemptLedger
 from pipelines.catalog import Catalog
 from pipelines.engine import Backend, LocalBackend
 from pipelines.plan import render_settings
 from pipelines.ray_backend import RayBackend
-from pipelines.run import RENDER, AttemptLedger, read_status, run
+from pipelines.run import RENDER, read_status, run
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 from tests.conftest import config_of
@@ -303,3 +304,10 @@ def test_ctrl_c_finishes_what_is_in_flight_and_leaves_nothing_half(
     assert not list(Path(config.output).rglob(".tmp-*"))
     run(config, local)
     assert hashes(config.output) == undisturbed
+
+
+def test_the_output_of_an_import_is_refused(make_config: MakeConfig) -> None:
+    config = make_config()
+    open_storage(config.output).write("shards/imported/noise/train-000000-0a1b2c3d.parquet", b"rows")
+    with pytest.raises(ValueError, match="holds imported pairs"):
+        run(config, no_executor)
