@@ -113,7 +113,7 @@ def shake_path(exposure_s: float, tremor: float, rng: Rng) -> NDArray[np.float64
     dt = exposure_s / _PATH_STEPS
     keep = math.exp(-dt / _SHAKE_MEMORY_S)
     heading = np.exp(2j * np.pi * rng.random())
-    kicks = rng.standard_normal((_PATH_STEPS + 1, 2)) @ np.array([1, 1j]) / math.sqrt(2)
+    kicks = rng.standard_normal((_PATH_STEPS + 1, 2)).view(np.complex128)[:, 0] / math.sqrt(2)
     reverses = rng.random(_PATH_STEPS) < 1.5 * dt
     velocity = np.empty(_PATH_STEPS, complex)
     current = kicks[0]
