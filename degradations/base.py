@@ -1,7 +1,7 @@
 """What a degradation is, what it may know of the scene, and `replay`: the only way pixels are degraded."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -20,14 +20,25 @@ from pairforge.image import (
 from pairforge.records import Step
 from pairforge.rng import Rng, rng_from_seed
 
-Need = Literal["depth", "second", "frames"]
+Need = Literal["depth", "segments", "second", "frames", "patterns"]
 Layer = NDArray[np.uint8] | NDArray[np.uint16]
+Pattern = NDArray[np.uint8] | NDArray[np.uint16]
+"""One image of a bank, (h, w, 3); what its codes mean is said by the family that uses the bank."""
 
 
 class Params(BaseModel):
     """Sampled parameters of one step: JSON-exact, no defaults, units in names, every field moves pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PatternParams(Params):
+    """Parameters of a step that uses a bank; how many of its patterns follows from them."""
+
+    @property
+    def pattern_count(self) -> int:
+        """Patterns that this step takes, at least 1."""
+        raise NotImplementedError
 
 
 P = TypeVar("P", bound=Params)
@@ -53,12 +64,30 @@ class Depth:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Regions of a base, with their origin: `labels` (H, W) holds 0 .. count - 1, each of them somewhere."""
+
+    labels: NDArray[np.int32]
+    count: int
+    provider: str
+    revision: str
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What a degradation may know besides its input. All arrays share the size of the base."""
+    """What a degradation may know besides its input. All arrays but patterns share the size of the base.
+
+    `patterns` holds, by the kind of their bank, the patterns that were chosen for a record, at their own
+    sizes. `base_size_px` (height, width) is filled in by `replay`.
+    """
 
     depth: Depth | None = None
+    segments: Segments | None = None
     second: Pixels | None = None
     frames: tuple[Pixels, ...] = ()
+    patterns: Mapping[str, tuple[Pattern, ...]] = field(default_factory=dict)
+    base_size_px: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +113,9 @@ class Degradation(Generic[P]):
     `sample` maps severity in [0, 1] to parameters and never sees the image. `apply` is pure and never
     mutates; its input and output are linear light when `space` is "linear" (values above 1 are kept
     between linear steps), sRGB code values otherwise. `version` grows by one whenever the same
-    parameters give other pixels. `source` names paper and equation.
+    parameters give other pixels. `source` names paper and equation. `bank` is the kind of bank whose
+    patterns it takes; its parameters are then `PatternParams`. `resizes` is True where the image may
+    come back in another size.
     """
 
     name: str
@@ -95,6 +126,8 @@ class Degradation(Generic[P]):
     space: Literal["srgb", "linear"]
     needs: frozenset[Need]
     source: str
+    bank: str = ""
+    resizes: bool = False
 
 
 def sample_step(degradation: Degradation[Any], severity: float, params_rng: Rng, pixels_seed: str) -> Step:
@@ -118,6 +151,7 @@ def replay_with(base: Pixels, steps: Sequence[Step], scene: Scene, catalog: Mapp
     layer of the same name, `{layer}_{index}`. Raises ValueError for an unknown step, another version
     of it, parameters that do not fit, or a scene that lacks what a step needs.
     """
+    scene = replace(scene, base_size_px=(base.shape[0], base.shape[1]))
     space: str = "linear" if steps and _find(steps[0], catalog).space == "linear" else "srgb"
     image = target = pixels_to_linear(base) if space == "linear" else to_float(base)
     layers: dict[str, Layer] = {}
@@ -155,18 +189,11 @@ def _find(step: Step, catalog: Mapping[str, Degradation[Any]]) -> Degradation[An
 def _apply_step(
     degradation: Degradation[Any], step: Step, image: Image, target: Image, scene: Scene
 ) -> tuple[Image, Image, Rendered]:
-    held = {
-        "depth": scene.depth is not None,
-        "second": scene.second is not None,
-        "frames": bool(scene.frames),
-    }
-    missing = sorted(need for need in degradation.needs if not held[need])
-    if missing:
-        raise ValueError(f"degradation {step.name!r} needs {', '.join(missing)}, which this scene lacks")
     try:
         params = degradation.params_type.model_validate(step.params)
     except ValidationError as error:
         raise ValueError(f"parameters of step {step.name!r} do not fit: {error}") from error
+    _check_scene(degradation, params, image, scene)
     rendered = degradation.apply(image, params, scene, rng_from_seed(step.seed))
     assert rendered.image.dtype == np.float32, f"{step.name} returned {rendered.image.dtype}"
     if rendered.target is image:
@@ -176,3 +203,29 @@ def _apply_step(
     # An earlier step already separated image and target: move or dim the clean side in the same way.
     of_target = degradation.apply(target, params, scene, rng_from_seed(step.seed))
     return rendered.image, of_target.target, rendered
+
+
+def _check_scene(degradation: Degradation[Any], params: Params, image: Image, scene: Scene) -> None:
+    held = {
+        "depth": scene.depth is not None,
+        "segments": scene.segments is not None,
+        "second": scene.second is not None,
+        "frames": bool(scene.frames),
+        "patterns": degradation.bank in scene.patterns,
+    }
+    missing = sorted(need for need in degradation.needs if not held[need])
+    if missing:
+        of_bank = f" (bank of kind {degradation.bank!r})" if "patterns" in missing else ""
+        raise ValueError(
+            f"degradation {degradation.name!r} needs {', '.join(missing)}{of_bank}, which this scene lacks"
+        )
+    if isinstance(params, PatternParams) and len(scene.patterns[degradation.bank]) < params.pattern_count:
+        raise ValueError(
+            f"degradation {degradation.name!r} takes {params.pattern_count} patterns; "
+            f"this scene has {len(scene.patterns[degradation.bank])}"
+        )
+    if degradation.needs - {"patterns"} and image.shape[:2] != scene.base_size_px:
+        raise ValueError(
+            f"degradation {degradation.name!r} needs the image at the size of its base, {scene.base_size_px}; "
+            f"an earlier step made it {image.shape[:2]}"
+        )
