@@ -30,7 +30,7 @@ from pairforge.storage import open_storage
 from pipelines.bases import source_ref
 from pipelines.plan import Part, render_settings
 from pipelines.ray_backend import RayBackend, start_embedded_ray
-from pipelines.run import Outline, run
+from pipelines.run import Outline, Watchers, run
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 
@@ -120,7 +120,7 @@ def main() -> None:
             stage = Stage("stub", 1, make_stub)
             return RayBackend((stage,), (render_settings(config), output), owns_ray=True)
 
-        report = run(config, backend, on_plan, on_part)
+        report = run(config, backend, Watchers(on_plan=on_plan, on_part=on_part))
         marks["published"] = time.monotonic()
         snapshot = open_snapshot(config.output)
         total = snapshot.summary()[-1]

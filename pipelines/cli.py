@@ -167,7 +167,7 @@ def run(
     from pairforge.snapshot import open_snapshot
     from pairforge.storage import open_storage
     from pipelines.attempts import AttemptLedger
-    from pipelines.run import Outline, open_backend
+    from pipelines.run import Outline, Watchers, open_backend
     from pipelines.run import run as run_line
     from pipelines.telemetry import new_run_id, run_log
 
@@ -190,10 +190,12 @@ def run(
         report = run_line(
             loaded,
             lambda settings, output: open_backend(settings, output, local, address),
-            on_plan,
-            lambda marker: progress.update(task, advance=marker.planned),
-            lambda loads: progress.update(task, description=_in_stages(loads)),
-            lambda parts: err.print(f"finishing {parts} parts in flight; Ctrl-C again to stop now"),
+            Watchers(
+                on_plan=on_plan,
+                on_part=lambda marker: progress.update(task, advance=marker.planned),
+                on_tick=lambda loads: progress.update(task, description=_in_stages(loads)),
+                on_stop=lambda parts: err.print(f"finishing {parts} parts in flight; Ctrl-C again to stop now"),
+            ),
         )
     snapshot = open_snapshot(f"{loaded.output.rstrip('/')}/snapshots/{report.snapshot}")
     if sheet is not None:

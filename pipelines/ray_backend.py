@@ -137,11 +137,15 @@ class _Actor:
     handle: Any
     loading: Any
     calls: set[int] = field(default_factory=set)
+    alone: bool = False
     idle_since: float = field(default_factory=time.monotonic)
 
 
 class _Actors:
-    """A stage with state: a pool of actors that grows while calls wait and shrinks when it idles."""
+    """A stage with state: a pool of actors that grows while calls wait and shrinks when it idles.
+
+    A call that was tried before gets an actor for itself: should it end the actor again, no other call is lost.
+    """
 
     def __init__(self, ray: Any, stage: Stage, settings: Any) -> None:
         assert stage.pool is not None
@@ -172,6 +176,7 @@ class _Actors:
         ticket = self.running.pop(reference)
         for actor in self._actors:
             actor.calls.discard(ticket)
+            actor.alone = actor.alone and bool(actor.calls)
             actor.idle_since = time.monotonic() if not actor.calls else actor.idle_since
         self._dispatch()
         return ticket
@@ -241,12 +246,15 @@ class _Actors:
     def _dispatch(self) -> None:
         room = 1 + self._pool.prefetch
         while self._queue:
-            free = [actor for actor in self._actors if actor.loading is None and len(actor.calls) < room]
+            tried_before = self._queue[0][2].get("attempt", 1) > 1
+            most = 0 if tried_before else room - 1
+            free = [a for a in self._actors if a.loading is None and not a.alone and len(a.calls) <= most]
             if not free:
                 return
             actor = min(free, key=lambda actor: len(actor.calls))
             ticket, work, ids = self._queue.popleft()
             actor.calls.add(ticket)
+            actor.alone = tried_before
             self.running[actor.handle.run.remote(work, ids)] = ticket
 
 

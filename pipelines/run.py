@@ -17,7 +17,7 @@ from typing import Any
 
 from pairforge.config import canonical_json, fingerprint
 from pairforge.failpoints import failpoint
-from pairforge.records import InfraError, TooManyFailedError
+from pairforge.records import Frozen, InfraError, TooManyFailedError, parse_stored
 from pairforge.shards import Marker, ShardName, read_marker
 from pairforge.snapshot import publish, read_latest, write_snapshot
 from pairforge.storage import Storage, open_storage
@@ -54,6 +54,18 @@ class Outline:
         return tuple((name, count) for name, count in self.parts if name.marker not in self.done)
 
 
+class RunState(Frozen):
+    """What `runs/latest.json` holds: the plan of the latest run, by which anyone can tell how far it is."""
+
+    name: str
+    run: str | None
+    config: str
+    records: int
+    parts: tuple[tuple[str, int], ...]
+    started: float
+    versions: Mapping[str, str]
+
+
 @dataclass
 class Tally:
     """Counts of a run while it goes on."""
@@ -72,6 +84,19 @@ class Tally:
     @property
     def finished(self) -> int:
         return self.fates.total()
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Who is told: of the plan, of every committed part, of the stages' load, of the first SIGINT (parts in flight)."""
+
+    on_plan: Callable[[Outline], None] = lambda planned: None
+    on_part: Callable[[Marker], None] = lambda marker: None
+    on_tick: Callable[[list[StageLoad]], None] = lambda loads: None
+    on_stop: Callable[[int], None] = lambda in_flight: None
+
+
+_NOBODY = Watchers()
 
 
 @dataclass(frozen=True)
@@ -125,15 +150,12 @@ def open_backend(config: RunConfig, output: str, local: bool, address: str | Non
 def run(
     config: RunConfig,
     backend_for: Callable[[RunConfig, str], Backend],
-    on_plan: Callable[[Outline], None] = lambda planned: None,
-    on_part: Callable[[Marker], None] = lambda marker: None,
-    on_tick: Callable[[list[StageLoad]], None] = lambda loads: None,
-    on_stop: Callable[[int], None] = lambda in_flight: None,
+    watchers: Watchers = _NOBODY,
 ) -> RunReport:
     """Make everything that is planned and not committed, then publish a snapshot of it.
 
     `backend_for` is called only when there is something to make. The first SIGINT lets what is in flight
-    finish (`on_stop` is told how many parts), the second ends it; both end in KeyboardInterrupt. Raises
+    finish, the second ends it; both end in KeyboardInterrupt. Raises
     TooManyFailedError; what was committed until then stays and is not made again.
     """
     started = time.monotonic()
@@ -149,34 +171,64 @@ def run(
     planned = outline(config, catalog, storage)
     if not planned.records:
         raise ValueError(f"nothing to make: of the sources, {_in_words(count_sources(config, catalog))}")
-    on_plan(planned)
+    watchers.on_plan(planned)
     note("planned", records=planned.records, parts=len(planned.parts), parts_done=len(planned.done))
     _write_run_file(storage, config, planned)
     failpoint("after-plan")
     tally = Tally(planned.records)
     if planned.pending:
-        ledger = AttemptLedger(storage, config.run.engine.max_attempts)
-        pending = (part for part in plan_parts(config, catalog) if part.shard.marker not in planned.done)
-        backend = backend_for(config, storage.root)
-        engine = Engine[Part](
-            backend,
-            config.run.engine,
-            label_of=lambda part: part.shard.stem,
-            size_of=lambda part: sum({r.source.source_id: r.source.size_bytes for r in part.records}.values()),
-            attempts_of=ledger.attempts,
-            on_fault=ledger.note,
-            on_tick=on_tick,
-        )
-        try:
-            with _stopping_on_sigint(engine, on_stop) as stopped:
-                _carry(config, engine, ledger, pending, tally, on_part)
-        finally:
-            backend.close()
-        if stopped:
-            raise KeyboardInterrupt
+        _make_missing(config, catalog, storage, planned, tally, backend_for, watchers)
     if tally.given_up:
         listed = "; ".join(f"{name}: {fault}" for name, fault in sorted(tally.given_up.items())[:5])
         raise TooManyFailedError(f"{len(tally.given_up)} parts were given up, no snapshot was written: {listed}")
+    sources, total, snapshot, published = _publish(config, catalog, storage, planned)
+    return RunReport(
+        snapshot=snapshot,
+        published=published,
+        parts_made=tally.parts_made,
+        parts_before=len(planned.done),
+        sources=sources,
+        fates=dict(total.fates),
+        reasons=dict(total.reasons),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _make_missing(
+    config: RunConfig,
+    catalog: Catalog,
+    storage: Storage,
+    planned: Outline,
+    tally: Tally,
+    backend_for: Callable[[RunConfig, str], Backend],
+    watchers: Watchers,
+) -> None:
+    """Carry every part that has no marker through the stages, counting in `tally`."""
+    ledger = AttemptLedger(storage, config.run.engine.max_attempts)
+    pending = (part for part in plan_parts(config, catalog) if part.shard.marker not in planned.done)
+    backend = backend_for(config, storage.root)
+    engine = Engine[Part](
+        backend,
+        config.run.engine,
+        label_of=lambda part: part.shard.stem,
+        size_of=lambda part: sum({r.source.source_id: r.source.size_bytes for r in part.records}.values()),
+        attempts_of=ledger.attempts,
+        on_fault=ledger.note,
+        on_tick=watchers.on_tick,
+    )
+    try:
+        with _stopping_on_sigint(engine, watchers.on_stop) as stopped:
+            _carry(config, engine, ledger, pending, tally, watchers.on_part)
+    finally:
+        backend.close()
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _publish(
+    config: RunConfig, catalog: Catalog, storage: Storage, planned: Outline
+) -> tuple[dict[str, int], Tally, str, bool]:
+    """Snapshot everything that was planned: sources by fate, counts of records, its id, and whether it is new."""
     markers = read_markers(storage, [name for name, _ in planned.parts])
     total = Tally(planned.records)
     for marker in markers:
@@ -197,16 +249,7 @@ def run(
     published = publish(storage, manifest)
     assert published or before is not None
     note("snapshot", snapshot=manifest.id, published=published, **total.fates)
-    return RunReport(
-        snapshot=manifest.id,
-        published=published,
-        parts_made=tally.parts_made,
-        parts_before=len(planned.done),
-        sources=sources,
-        fates=dict(total.fates),
-        reasons=dict(total.reasons),
-        seconds=time.monotonic() - started,
-    )
+    return sources, total, manifest.id, published
 
 
 def _carry(
@@ -317,33 +360,32 @@ def _resolved(config: RunConfig) -> bytes:
 
 
 def _write_run_file(storage: Storage, config: RunConfig, planned: Outline) -> None:
-    state = {
-        "name": config.name,
-        "run": bound_ids().get("run"),
-        "config": fingerprint(config),
-        "records": planned.records,
-        "parts": [[name.marker, count] for name, count in planned.parts],
-        "started": round(time.time(), 3),
-        "versions": pixel_versions(),
-    }
+    state = RunState(
+        name=config.name,
+        run=bound_ids().get("run"),
+        config=fingerprint(config),
+        records=planned.records,
+        parts=tuple((name.marker, count) for name, count in planned.parts),
+        started=round(time.time(), 3),
+        versions=pixel_versions(),
+    )
     storage.write(RUN_FILE, canonical_json(state).encode())
 
 
 def read_status(storage: Storage) -> dict[str, Any]:
-    """How far the latest run is, from storage alone. Raises FileNotFoundError before the first run."""
-    state = json.loads(storage.read(RUN_FILE))
-    parts: list[list[Any]] = state["parts"]
+    """How far the latest run is, from storage alone. Raises FileNotFoundError before the first run, DamagedError."""
+    state = parse_stored(RunState, storage.read(RUN_FILE), storage.url(RUN_FILE))
     present = {entry.name for entry in storage.list("shards/")}
-    done = [(name, count) for name, count in parts if name in present]
+    done = [(name, count) for name, count in state.parts if name in present]
     with ThreadPoolExecutor(8) as pool:
-        markers = list(pool.map(lambda entry: Marker.model_validate_json(storage.read(entry[0])), done))
+        markers = list(pool.map(lambda entry: read_marker(storage, entry[0]), done))
     pointer = read_latest(storage)
     return {
-        "name": state["name"],
-        "run": state.get("run"),
-        "parts": len(parts),
+        "name": state.name,
+        "run": state.run,
+        "parts": len(state.parts),
         "parts_done": len(done),
-        "records": state["records"],
+        "records": state.records,
         "records_done": sum(count for _, count in done),
         "kept": sum(marker.kept for marker in markers),
         "rejected": sum(marker.rejected for marker in markers),
@@ -352,7 +394,7 @@ def read_status(storage: Storage) -> dict[str, Any]:
         "bytes": sum(marker.tar_bytes + marker.rows_bytes for marker in markers),
         "seconds_of_work": round(sum(marker.production.get("seconds", 0.0) for marker in markers), 1),
         "latest_snapshot": pointer.snapshot if pointer else None,
-        "started": state["started"],
+        "started": state.started,
     }
 
 

@@ -23,7 +23,7 @@ from pipelines.attempts import AttemptLedger
 from pipelines.engine import Backend
 from pipelines.plan import Part, render_settings
 from pipelines.ray_backend import RayBackend, connect_ray
-from pipelines.run import RENDER, run
+from pipelines.run import RENDER, Watchers, run
 from pipelines.settings import RunConfig
 from pipelines.stages import Pool, Resources, Stage
 
@@ -113,7 +113,7 @@ def carry(
     started = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         try:
-            report = run(config, on_cluster, on_part=on_part)
+            report = run(config, on_cluster, Watchers(on_part=on_part))
         finally:
             AttemptLedger.note = note  # type: ignore[method-assign]
     killed += [killer.result() for killer in killers]

@@ -1,7 +1,10 @@
 """The engine with small made-up stages: order, retries, faults, bugs, stalls, pools, windows."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -15,6 +18,7 @@ from pipelines.engine import Backend, Engine, EngineSettings, LocalBackend, Outc
 from pipelines.ray_backend import RayBackend
 from pipelines.stages import Pool, Resources, Stage, StageBugError
 
+ROOT = Path(__file__).parent.parent.parent
 QUICK = EngineSettings(backoff_s=(0.01, 0.02))
 MakeBackend = Callable[..., Backend]
 
@@ -89,6 +93,18 @@ def make_stall(settings: str) -> Callable[[int], int]:
         if value == 1 and not flag.exists():
             flag.touch()
             time.sleep(600)
+        return value
+
+    return work
+
+
+def make_poison(settings: Any) -> Callable[[int], int]:
+    """Part 3 kills its worker at every try."""
+
+    def work(value: int) -> int:
+        time.sleep(0.05)
+        if value == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
         return value
 
     return work
@@ -192,6 +208,29 @@ def test_a_killed_worker_costs_one_attempt(tmp_path: Path, pool: Pool | None) ->
     outcomes = sorted((o.work, o.result, o.attempts) for o in carried(backend, range(5)))
     backend.close()
     assert outcomes == [(n, n, 2 if n == 2 else 1) for n in range(5)]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_poison_part_costs_its_neighbours_one_attempt_at_most() -> None:
+    pool = Pool(min_actors=1, max_actors=1, prefetch=3)
+    backend = RayBackend((stage(make_poison, pool=pool),), None)
+    settings = EngineSettings(backoff_s=(0.01, 0.02), max_attempts=4, parts_in_flight=6)
+    outcomes = {outcome.work: outcome for outcome in carried(backend, range(12), settings)}
+    backend.close()
+    poison = outcomes.pop(3)
+    assert poison.fault is not None and "actor died" in str(poison.fault) and poison.attempts == 4
+    assert sorted(outcome.result for outcome in outcomes.values()) == [n for n in range(12) if n != 3]
+    assert max(outcome.attempts for outcome in outcomes.values()) <= 2
+
+
+def test_an_actor_that_runs_out_of_memory_is_reported_as_such() -> None:
+    command = [sys.executable, "-m", "tests.pipelines.hungry_script"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    outcomes = {line[0]: line[1:] for line in map(json.loads, done.stdout.splitlines())}
+    assert outcomes[0][:2] == [0, 1] and outcomes[2][:2] == [2, 1]
+    assert outcomes[1][:2] == [None, 2]
+    assert "stage hungry, part 1: a worker ran out of memory and was ended" in outcomes[1][2]
 
 
 @pytest.mark.usefixtures("ray_session")

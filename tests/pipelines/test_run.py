@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import pytest
 
-from pairforge.records import InfraError, TooManyFailedError
+from pairforge.records import DamagedError, InfraError, TooManyFailedError
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines.attempts import AttemptLedger
@@ -311,3 +311,12 @@ def test_the_output_of_an_import_is_refused(make_config: MakeConfig) -> None:
     open_storage(config.output).write("shards/imported/noise/train-000000-0a1b2c3d.parquet", b"rows")
     with pytest.raises(ValueError, match="holds imported pairs"):
         run(config, no_executor)
+
+
+def test_a_damaged_run_file_is_named(make_config: MakeConfig) -> None:
+    config = make_config()
+    run(config, local)
+    storage = open_storage(config.output)
+    storage.write("runs/latest.json", storage.read("runs/latest.json")[:40])
+    with pytest.raises(DamagedError, match=r"runs/latest\.json is damaged"):
+        read_status(storage)
