@@ -45,6 +45,11 @@ def _decode_table_8bit() -> NDArray[np.float32]:
     return _decode_table()[np.arange(256) * 257]
 
 
+@cache
+def _codes_table() -> NDArray[np.float32]:
+    return np.arange(256, dtype=np.float32) * np.float32(1 / 255)
+
+
 def _table_index(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     scaled = values * np.float32(_STEPS)
     np.clip(scaled, 0, _STEPS, out=scaled)
@@ -54,12 +59,14 @@ def _table_index(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def srgb_to_linear(image: Image) -> Image:
     """IEC 61966-2-1 decoding; input is clipped to [0, 1]."""
-    return np.take(_decode_table(), _table_index(image))
+    image_lin: Image = cv2.LUT(_table_index(image), _decode_table())
+    return image_lin
 
 
 def linear_to_srgb(image_lin: Image) -> Image:
     """IEC 61966-2-1 encoding; input is clipped to [0, 1], which ends a linear block."""
-    return np.take(_encode_table(), _table_index(image_lin))
+    image: Image = cv2.LUT(_table_index(image_lin), _encode_table())
+    return image
 
 
 def pixels_to_linear(pixels: Pixels) -> Image:
@@ -70,7 +77,8 @@ def pixels_to_linear(pixels: Pixels) -> Image:
 
 def to_float(pixels: Pixels) -> Image:
     """8-bit codes to [0, 1]."""
-    return pixels.astype(np.float32) * np.float32(1 / 255)
+    image: Image = cv2.LUT(pixels, _codes_table())
+    return image
 
 
 def to_pixels(image: Image) -> Pixels:
