@@ -1,224 +1,197 @@
-"""Haze and fog: light lost on the way to the camera, airlight gained instead. Works in linear light.
-
-Model: Koschmieder, I = J t + A (1 - t) with t = exp(-beta * integral of density along the ray); ray length
-and not planar depth (Sakaridis et al., IJCV 2018, Foggy Cityscapes). Spectral extinction: Angstrom 1929,
-beta ~ wavelength^-exponent. Visibility: CIE meteorological optical range, 5 % contrast, 2.996 / beta.
-Density: log-normal; spectrum of Kolmogorov turbulence integrated along the ray, power ~ f^-11/3 (Tatarski
-1961; half a power steeper than a slice, as a camera sees sums along rays); one independent field per
-distance slab, so that near and far patches do not move as one sheet.
+"""Haze and fog, up to the sky and lying on the ground. Works in linear light; the model: haze_medium.py.
 
 Deviations, because the depth of most sources is relative: strength is given as the optical depth that the
 mean transmission of the scene stands for, and beta follows from the scene; metres in `realised` are as
 good as the depth's. Airlight luminance is relative to the brightest large area of the photo, so dusk gets
-dim fog. Sky is thinner than its far limit towards the zenith. No forward-scatter blur, no added noise.
+dim fog. In haze the sky is thinner than its far limit towards the zenith. No forward-scatter blur, shadows of
+the sun stay, no added noise. Edges of the haze are those of the depth; nothing refines them.
 """
-
-from itertools import pairwise
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from degradations.base import Degradation, Depth, Params, Rendered, Scene
-from pairforge.image import Image, Plane, luminance
-from pairforge.rng import Rng
+from degradations.haze_medium import (
+    FogLayer,
+    Rows,
+    airlight_rgb,
+    beta_for,
+    fill_with_air,
+    ray_length_m,
+    sampled_rays_m,
+    see_through,
+    sky_floor,
+    spectral_gain,
+    visibility_m,
+)
+from pairforge.image import Image
+from pairforge.rng import Rng, log_uniform
 
-WAVELENGTHS_NM = (610.0, 550.0, 465.0)
-VISIBILITY_CONTRAST = 0.05
-_FIELD_SIDE_PX = 384
-_AMPLITUDE_EXPONENT = -11 / 6
-_STRETCH = 2.0
-"""Patches of fog are wider than high."""
+__all__ = ["GROUND_FOG", "HAZE", "GroundFogParams", "HazeParams", "ray_length_m", "sky_floor"]
 
 
-class HazeParams(Params):
+class AirParams(Params):
     """`effective_optical_depth`: -ln of the mean transmission over what is not sky, at 550 nm, before
-    `density_cv`. `angstrom_exponent`: extinction goes with wavelength to minus this. `airlight_luminance`:
-    airlight over the scene's bright reference. `airlight_warmth`: red up and blue down by this share.
-    `airlight_scene_tint`: share of the sky's hue in the airlight (a third of it where no sky is seen, as
-    the brightest thing may then be of any colour). `density_scale_frac`: patch size at the median distance,
-    of the image width. `sky_floor`: least transmission of sky at the top of the frame.
+    `density_cv`. `airlight_luminance`: airlight over the scene's bright reference. `airlight_warmth`: red up and
+    blue down by this share. `airlight_scene_tint`: share of the sky's hue in the airlight (a third of it where no
+    sky is seen, as the brightest thing may then be of any colour). `density_cv`: spread of density over its mean.
+    `density_scale_frac`: patch size at the median distance, of the image width.
     """
 
-    effective_optical_depth: float
-    angstrom_exponent: float
-    airlight_luminance: float
-    airlight_warmth: float
-    airlight_scene_tint: float
-    density_cv: float
-    density_scale_frac: float
-    sky_floor: float
+    effective_optical_depth: float = Field(ge=0, le=20)
+    airlight_luminance: float = Field(ge=0, le=4)
+    airlight_warmth: float = Field(ge=-0.5, le=0.5)
+    airlight_scene_tint: float = Field(ge=0, le=1)
+    density_cv: float = Field(ge=0, le=1)
+    density_scale_frac: float = Field(gt=0, le=4)
+
+
+class HazeParams(AirParams):
+    """`angstrom_exponent`: extinction goes with wavelength to minus this. `sky_floor`: least transmission of sky
+    at the top of the frame.
+    """
+
+    angstrom_exponent: float = Field(ge=0, le=4)
+    sky_floor: float = Field(ge=0, le=1)
 
 
 def sample_haze(severity: float, rng: Rng) -> HazeParams:
-    """Strength follows severity up to 10 % of spread; thin haze is bluish, dense fog is grey."""
+    """Strength follows severity up to 10 % of spread; thin haze is bluish, dense fog is grey and hides the sky."""
     return HazeParams(
-        effective_optical_depth=float((0.02 + 1.15 * severity**1.2) * rng.uniform(0.9, 1.1)),
+        effective_optical_depth=float((0.02 + 1.1 * severity**1.2) * rng.uniform(0.9, 1.1)),
         angstrom_exponent=float((1.0 - severity) * rng.uniform(0.3, 1.3)),
         airlight_luminance=float(rng.uniform(0.55, 0.95)),
         airlight_warmth=float(rng.normal(0.0, 0.02)),
-        airlight_scene_tint=float(rng.uniform(0.2, 0.7)),
-        density_cv=float(rng.uniform(0.1, 0.45)),
-        density_scale_frac=float(rng.uniform(0.15, 0.8)),
-        sky_floor=float(0.5 * (1.0 - severity) ** 2 + rng.uniform(0.05, 0.3)),
+        airlight_scene_tint=float(rng.uniform(0.1, 0.5) * (1.0 - 0.7 * severity)),
+        density_cv=float(rng.uniform(0.1, 0.35)),
+        density_scale_frac=float(rng.uniform(0.2, 1.0)),
+        sky_floor=float(0.6 * (1.0 - severity) ** 2 + rng.uniform(0.03, 0.15)),
     )
 
 
 def apply_haze(image_lin: Image, params: HazeParams, scene: Scene, rng: Rng) -> Rendered:
     assert scene.depth is not None
     depth = scene.depth
-    ray_m = ray_length_m(depth)
-    beta = beta_for(ray_m, depth.sky, params.effective_optical_depth)
-    path_m = dense_path_m(ray_m, params.density_cv, params.density_scale_frac, rng)
-    floor = sky_floor(depth.sky, params.sky_floor)
-    airlight, reference = airlight_rgb(image_lin, depth.sky, params)
-
-    optical_depth = path_m * np.float32(-beta)
-    out = np.empty_like(image_lin)
-    transmission = floor
-    for channel, gain in enumerate(spectral_gain(params.angstrom_exponent)):
-        t = cv2.exp(optical_depth * np.float32(gain))
-        t += floor * (1.0 - t)
-        out[..., channel] = (image_lin[..., channel] - airlight[channel]) * t + airlight[channel]
-        transmission = t if channel == 1 else transmission
+    beta = beta_for(*sampled_rays_m(depth), params.effective_optical_depth)
+    air = fill_with_air(depth, params.density_cv, params.density_scale_frac, rng)
+    airlight, reference = _airlight(image_lin, depth, params)
+    red, green, blue = (beta * gain for gain in spectral_gain(params.angstrom_exponent))
+    out, transmission = see_through(image_lin, air, (red, green, blue), airlight, params.sky_floor)
     return Rendered(
         out,
         image_lin,
-        layers={"transmission": (transmission * 65535 + 0.5).astype(np.uint16)},
+        layers={"transmission": transmission},
         realised={
             "beta_per_m": beta,
             "visibility_m": visibility_m(beta),
-            "airlight_rgb": [float(value) for value in airlight],
+            "airlight_rgb": list(airlight),
             "reference_luminance": reference,
-            "mean_transmission": float(transmission.mean()),
+            "density_patch_m": air.patch_m,
+            "mean_transmission": float(transmission.mean()) / 65535,
             "depth_is_metric": depth.metric,
         },
     )
 
 
-def visibility_m(beta_per_m: float) -> float | None:
-    """Distance at which a black object keeps 5 % contrast; None without extinction."""
-    return float(-np.log(VISIBILITY_CONTRAST) / beta_per_m) if beta_per_m > 0 else None
-
-
-def ray_length_m(depth: Depth) -> Plane:
-    """Distance along the viewing ray, which off-axis is longer than planar depth."""
-    height, width = depth.z_m.shape
-    x = (np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)) / np.float32(depth.focal_px)
-    y = (np.arange(height, dtype=np.float32) - np.float32((height - 1) / 2)) / np.float32(depth.focal_px)
-    slope: Plane = np.sqrt((1.0 + x * x)[None, :] + (y * y)[:, None])
-    slope *= depth.z_m
-    return slope
-
-
-def beta_for(ray_m: Plane, sky: Plane, effective_optical_depth: float) -> float:
-    """Extinction per metre at which mean transmission outside the sky is exp(-effective_optical_depth).
-
-    Found on 256 quantiles of the ray length by bisection; an all-sky frame uses all its pixels.
-    """
-    stride = max(1, round((ray_m.size / 65536) ** 0.5))
-    rays = ray_m[::stride, ::stride]
-    ground = rays[sky[::stride, ::stride] < 0.5]
-    lengths = np.quantile(ground if ground.size else rays, (np.arange(256) + 0.5) / 256)
-    goal = np.exp(-effective_optical_depth)
-    # No ray is shorter than the shortest, so at `high` the mean is below the goal.
-    low, high = 0.0, effective_optical_depth / float(lengths[0])
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if float(np.exp(-middle * lengths).mean()) > goal:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)
-
-
-def spectral_gain(angstrom_exponent: float) -> tuple[float, float, float]:
-    """Extinction of R, G, B over that of 550 nm."""
-    red, green, blue = ((nm / 550.0) ** -angstrom_exponent for nm in WAVELENGTHS_NM)
-    return red, green, blue
-
-
-def sky_floor(sky: Plane, floor: float) -> Plane:
-    """Least transmission of every pixel: none outside the sky, `floor` at the top of the frame.
-
-    Haze lies near the ground: a ray to the zenith leaves it soon, a ray to the horizon never does.
-    """
-    height = sky.shape[0]
-    elevation = (1.0 - (np.arange(height, dtype=np.float32) + 0.5) / height)[:, None]
-    least: Plane = sky * (elevation * np.float32(floor))
-    return least
-
-
-def airlight_rgb(image_lin: Image, sky: Plane, params: HazeParams) -> tuple[tuple[float, ...], float]:
-    """Airlight colour in linear light, and the scene's bright reference luminance.
-
-    The reference is the 95th percentile of an area-averaged copy (of the sky where there is enough
-    sky), held within 0.12..1.
-    """
-    height, width = image_lin.shape[:2]
-    scale = min(1.0, 64 / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(image_lin, size, interpolation=cv2.INTER_AREA).reshape(-1, 3)
-    in_sky = cv2.resize(sky, size, interpolation=cv2.INTER_AREA).reshape(-1) > 0.9
-    pool = small[in_sky] if in_sky.mean() > 0.05 else small
-    light = luminance(pool[None])[0]
-    brightest = pool[light >= np.quantile(light, 0.9)].mean(axis=0)
-    reference = float(np.clip(np.quantile(light, 0.95), 0.12, 1.0))
-    hue = brightest / max(float(luminance(brightest[None, None])[0, 0]), 1e-3)
-    tint = params.airlight_scene_tint * (1.0 if pool is not small else 1 / 3)
-    hue = 1.0 + tint * (np.clip(hue, 0.3, 2.0) - 1.0)
-    warm = hue * (1.0 + params.airlight_warmth * np.array([1.0, 0.0, -1.0]))
-    level = params.airlight_luminance * reference
-    return tuple(float(level * value) for value in warm), reference
-
-
-def dense_path_m(ray_m: Plane, cv: float, scale_frac: float, rng: Rng) -> Plane:
-    """Ray length weighted by relative density, slab by slab; every slab's density has mean 1."""
-    height, width = ray_m.shape
-    middle = float(np.median(ray_m))
-    edges = [0.0, 0.6 * middle, 1.8 * middle, np.inf]
-    path = np.zeros_like(ray_m)
-    for near, far in pairwise(edges):
-        centre = near + 0.5 * middle if far == np.inf else 0.5 * (near + far)
-        patch_px = scale_frac * width * min(4.0, middle / max(centre, 1e-3))
-        density = density_field(height, width, patch_px, cv, rng)
-        length = np.minimum(ray_m, np.float32(far)) - np.float32(near)
-        path += np.maximum(length, 0.0) * density
-    return path
-
-
-def density_field(height: int, width: int, patch_px: float, cv: float, rng: Rng) -> Plane:
-    """Relative density (H, W): mean 1, coefficient of variation `cv`, largest patches of `patch_px`.
-
-    Log-normal, renormalised; its Gaussian field is made by one inverse FFT at up to 384 px and enlarged,
-    with amplitude (f0^2 + f^2)^(-11/12), which is flat above the patch size.
-    """
-    scale = min(1.0, _FIELD_SIDE_PX / max(height, width))
-    rows, columns = max(2, round(height * scale)), max(2, round(width * scale))
-    fy = np.fft.fftfreq(rows).astype(np.float32)[:, None]
-    fx = np.fft.rfftfreq(columns).astype(np.float32)[None, :] * np.float32(_STRETCH)
-    outer = np.float32(1.0 / max(patch_px * scale, 2.0))
-    amplitude = (outer * outer + fx * fx + fy * fy) ** np.float32(_AMPLITUDE_EXPONENT / 2)
-    amplitude[0, 0] = 0.0
-    noise = rng.standard_normal((2, *amplitude.shape), dtype=np.float32)
-    field = np.fft.irfft2((noise[0] + 1j * noise[1]) * amplitude, s=(rows, columns)).astype(np.float32)
-    field /= np.float32(max(float(field.std()), 1e-12))
-    sigma = float(np.sqrt(np.log1p(cv * cv)))
-    density: Plane = np.exp(np.float32(sigma) * field)
-    for _ in range(4):
-        # One realisation is not exactly normal: correct sigma until the spread is the one asked for.
-        sigma *= cv / max(float(density.std() / density.mean()), 1e-12)
-        density = np.exp(np.float32(sigma) * field)
-    density = cv2.resize(density, (width, height), interpolation=cv2.INTER_CUBIC)
-    return density / np.float32(density.mean(dtype=np.float64))
+def _airlight(image_lin: Image, depth: Depth, params: AirParams) -> tuple[tuple[float, float, float], float]:
+    return airlight_rgb(
+        image_lin, depth.sky, params.airlight_luminance, params.airlight_warmth, params.airlight_scene_tint
+    )
 
 
 HAZE = Degradation(
     name="haze",
-    version=1,
+    version=2,
     params_type=HazeParams,
     sample=sample_haze,
     apply=apply_haze,
     space="linear",
     needs=frozenset({"depth"}),
     source="Koschmieder 1924; Foggy Cityscapes (Sakaridis et al., IJCV 2018); Angstrom 1929",
+)
+
+
+class GroundFogParams(AirParams):
+    """Here `effective_optical_depth` is that of the scene if all its air were as dense as the fog at the ground.
+    `scale_height_m`: density falls to 1 / e over this height. `camera_height_m`: above the ground.
+    """
+
+    scale_height_m: float = Field(ge=0.2, le=1000)
+    camera_height_m: float = Field(ge=0, le=500)
+
+
+def sample_ground_fog(severity: float, rng: Rng) -> GroundFogParams:
+    """Density at the ground follows severity; fog droplets scatter all wavelengths alike, so fog is grey."""
+    return GroundFogParams(
+        effective_optical_depth=float((0.04 + 1.5 * severity**1.2) * rng.uniform(0.9, 1.1)),
+        airlight_luminance=float(rng.uniform(0.55, 0.95)),
+        airlight_warmth=float(rng.normal(0.0, 0.02)),
+        airlight_scene_tint=float(rng.uniform(0.1, 0.4)),
+        density_cv=float(rng.uniform(0.15, 0.45)),
+        density_scale_frac=float(rng.uniform(0.2, 0.8)),
+        scale_height_m=log_uniform(rng, 2.0, 20.0),
+        camera_height_m=float(rng.uniform(1.0, 2.0)),
+    )
+
+
+def apply_ground_fog(image_lin: Image, params: GroundFogParams, scene: Scene, rng: Rng) -> Rendered:
+    assert scene.depth is not None
+    depth = scene.depth
+    beta = beta_for(*sampled_rays_m(depth), params.effective_optical_depth)
+    horizon_frac = horizon_row_frac(depth)
+    layer = FogLayer(ray_rise(depth, horizon_frac), params.camera_height_m, params.scale_height_m)
+    air = fill_with_air(depth, params.density_cv, params.density_scale_frac, rng, layer)
+    airlight, reference = _airlight(image_lin, depth, params)
+    out, transmission = see_through(image_lin, air, (beta, beta, beta), airlight, 0.0)
+    return Rendered(
+        out,
+        image_lin,
+        layers={"transmission": transmission},
+        realised={
+            "beta_per_m": beta,
+            "visibility_m": visibility_m(beta),
+            "airlight_rgb": list(airlight),
+            "reference_luminance": reference,
+            "density_patch_m": air.patch_m,
+            "horizon_frac": horizon_frac,
+            "mean_transmission": float(transmission.mean()) / 65535,
+            "depth_is_metric": depth.metric,
+        },
+    )
+
+
+def horizon_row_frac(depth: Depth) -> float:
+    """Row of the horizon, of the image height: a level camera's, or lower where sky is seen below that.
+
+    What stands on the ground hides the horizon, so where all sky ends above the middle, it is taken to lie
+    half-way between there and the middle.
+    """
+    height, width = depth.sky.shape
+    size = (min(width, 64), min(height, 64))
+    in_sky = cv2.resize(depth.sky, size, interpolation=cv2.INTER_AREA) > 0.5
+    if in_sky.mean() < 0.02:
+        return 0.5
+    ends = (size[1] - np.argmax(in_sky[::-1], axis=0))[in_sky.any(axis=0)] / size[1]
+    lowest = float(np.quantile(ends, 0.9))
+    return min(max(lowest, 0.5 * (lowest + 0.5)), 1.0)
+
+
+def ray_rise(depth: Depth, horizon_frac: float) -> Rows:
+    """Metres that the ray of each row (H, 1) gains in height per metre of planar depth; 0 at the horizon."""
+    height = depth.z_m.shape[0]
+    below = (np.arange(height, dtype=np.float32) + np.float32(0.5) - np.float32(horizon_frac * height))[:, None]
+    rise: Rows = -below / np.float32(depth.focal_px)
+    return rise
+
+
+GROUND_FOG = Degradation(
+    name="ground_fog",
+    version=1,
+    params_type=GroundFogParams,
+    sample=sample_ground_fog,
+    apply=apply_ground_fog,
+    space="linear",
+    needs=frozenset({"depth"}),
+    source="Koschmieder 1924; exponential atmosphere, integral in closed form",
 )
