@@ -33,6 +33,13 @@ def source_ref(row: CatalogRow) -> SourceRef:
     return SourceRef(**{name: getattr(row, name) for name in SourceRef.model_fields})
 
 
+def base_name(row: CatalogRow, window_start: int, rule: Normalisation) -> str:
+    """Where the base of a record is stored: that of a photo, or of the middle frame of a window of a clip."""
+    if row.kind != "video":
+        return _name(row, rule, "")
+    return _name(row, rule, _frame_suffix(window_start + row.window_frames // 2))
+
+
 def load_base(storage: Storage, row: CatalogRow, rule: Normalisation, folder: str = "") -> Base:
     """The base of a photo: from the store, or made from the source and stored.
 
@@ -53,7 +60,7 @@ def load_frames(
     storage: Storage, row: CatalogRow, start: int, rule: Normalisation, folder: str = ""
 ) -> tuple[Base, ...]:
     """The bases of a window of frames of a clip. Raises SampleError as `load_base` does."""
-    names = [_name(row, rule, f"-f{start + index:06d}") for index in range(row.window_frames)]
+    names = [_name(row, rule, _frame_suffix(start + index)) for index in range(row.window_frames)]
     stored = [_stored(storage, name, row, rule) for name in names]
     bases = tuple(base for base in stored if base is not None)
     if len(bases) == len(names):
@@ -91,6 +98,10 @@ def _geometry(width: int, height: int, rule: Normalisation) -> tuple[float, tupl
 def _name(row: CatalogRow, rule: Normalisation, suffix: str) -> str:
     relevant = rule.model_dump(mode="json", exclude={"small"})
     return f"bases/{fingerprint(relevant)[:8]}/{row.source_id[:2]}/{row.source_id}{suffix}.png"
+
+
+def _frame_suffix(frame: int) -> str:
+    return f"-f{frame:06d}"
 
 
 def _check_unchanged(row: CatalogRow, sha256: str) -> None:

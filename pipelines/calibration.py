@@ -15,12 +15,15 @@ CALIBRATION_FILE = "runs/calibration.json"
 class CategoryCost(Frozen):
     """Means over `records` planned records, refused ones among them; one core computes at a time.
 
+    `gpu_seconds` counts the GPUs that a stage occupies while it runs.
+
     `settings` is the fingerprint of what the cost depends on; with another one the cost says nothing.
     """
 
     settings: str
     records: int
     core_seconds: float
+    gpu_seconds: float
     shard_bytes: float
 
 
@@ -50,11 +53,15 @@ def write_calibration(storage: Storage, calibration: Calibration) -> None:
 def cost_settings(config: RunConfig, category: str) -> str:
     """Fingerprint of what the cost of a record of a category depends on, besides the photos."""
     recipes = [recipe for recipe in config.recipes if recipe.category == category]
-    versions = {choice.type: BY_NAME[choice.type].version for recipe in recipes for choice in recipe.choices()}
+    names = frozenset(name for recipe in recipes for name in recipe.degradations())
+    versions = {name: BY_NAME[name].version for name in sorted(names)}
+    needs = frozenset(need for recipe in recipes for need in recipe.needs())
     return fingerprint(
         {
             "base": config.base.model_dump(mode="json"),
             "layers": list(config.shards.layers),
+            "scene": config.scene.identity(needs),
+            "gpus": {name: stage.gpus for name, stage in config.run.stages.items()},
             "recipes": [recipe.model_dump(mode="json") for recipe in recipes],
             "degradations": versions,
             "versions": pixel_versions(),

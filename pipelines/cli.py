@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from pipelines import cli_banks
 from pipelines.console import (
     FLAWED,
     TERMINATED,
@@ -42,6 +43,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cli_banks.app, name="bank")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config of a run.")]
 DatasetUrl = Annotated[str, typer.Argument(help="Dataset folder or s3:// URL, or .../snapshots/ID to pin one.")]
@@ -136,11 +139,14 @@ def calibrate(
             "category": name,
             "records": cost.records,
             "ms_a_record": round(1000 * cost.core_seconds),
+            "gpu_ms_a_record": round(1000 * cost.gpu_seconds),
             "bytes": cost.shard_bytes,
         }
         for name, cost in found.categories.items()
     ]
-    print_table(f"costs of a record of {config}", ("category", "records", "ms_a_record", "bytes"), rows)
+    print_table(
+        f"costs of a record of {config}", ("category", "records", "ms_a_record", "gpu_ms_a_record", "bytes"), rows
+    )
     out.print(f"a base: {human_bytes(found.base_bytes)}")
 
 
@@ -217,7 +223,7 @@ def _in_stages(loads: Sequence[Any]) -> str:
         f"{load.name} {load.running}" + (f" ({load.waiting} waiting)" if load.waiting else "") for load in loads
     )
     slowest = bottleneck(loads)
-    return told + (f"; bottleneck {slowest}" if slowest else "")
+    return f"rendering: {told}" + (f"; bottleneck {slowest}" if slowest else "")
 
 
 def _report(report: Any) -> dict[str, Any]:
@@ -422,17 +428,18 @@ def preview(
 @app.command()
 def degrade(
     image: Annotated[Path, typer.Argument(help="A clean photo.")],
-    kind: Annotated[str, typer.Option("--type", help="Name of a degradation.")],
+    kind: Annotated[str, typer.Option("--type", help="Name of a degradation, or of a chain of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
     severity: Annotated[float, typer.Option(help="0 to 1.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     second: Annotated[Path | None, typer.Option(help="Second photo, for reflection.")] = None,
+    bank: Annotated[str | None, typer.Option(help="Folder or s3:// URL of a bank, for patterns.")] = None,
     target: Annotated[Path | None, typer.Option(help="Also write what HQ would be.")] = None,
 ) -> None:
     """Degrade one photo; print the drawn parameters as JSON."""
-    from pipelines.single import degrade_file
+    from pipelines.single import SingleOrder, degrade_file
 
-    print_json(degrade_file(image, kind, severity, seed, output, second, target))
+    print_json(degrade_file(SingleOrder(image, kind, severity, seed, second, bank), output, target))
 
 
 @app.command(name="import")

@@ -4,9 +4,10 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 from pairforge.shards import Marker, ShardName
@@ -14,9 +15,9 @@ from pairforge.storage import Storage, open_storage
 from pipelines.calibration import Calibration, CategoryCost, cost_settings, read_calibration, write_calibration
 from pipelines.catalog import Catalog
 from pipelines.plan import Part, count_sources, plan_parts, render_settings
-from pipelines.run import read_markers
+from pipelines.run import read_markers, stages_of
 from pipelines.settings import RunConfig
-from pipelines.synthesis import make_part
+from pipelines.stages import StageCaller
 
 FIELDS = ("parts", "parts_done", "records", "records_done", "bytes", "core_seconds")
 
@@ -35,11 +36,35 @@ class _Category:
 
 @dataclass(frozen=True)
 class _Cost:
-    bytes: float
-    seconds: float
+    bytes: float = 0.0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
     def __add__(self, other: "_Cost") -> "_Cost":
-        return _Cost(self.bytes + other.bytes, self.seconds + other.seconds)
+        gpu_seconds = self.gpu_seconds + other.gpu_seconds
+        return _Cost(self.bytes + other.bytes, self.seconds + other.seconds, gpu_seconds)
+
+    def __mul__(self, factor: float) -> "_Cost":
+        return _Cost(self.bytes * factor, self.seconds * factor, self.gpu_seconds * factor)
+
+
+class _Line:
+    """The stages of a config in this process; a part goes through all of them, and what it cost is told."""
+
+    def __init__(self, config: RunConfig, output: str) -> None:
+        context = (render_settings(config), output)
+        self._stages = [(stage, StageCaller(stage, context)) for stage in stages_of(config)]
+
+    def make(self, part: Part) -> tuple[Marker, _Cost]:
+        """The marker of a committed part; core-seconds are CPU time, GPU-seconds time on the clock."""
+        cost, work = _Cost(), part
+        for stage, call in self._stages:
+            cpu, clock = time.process_time(), time.monotonic()
+            work = call(work)
+            on_gpu = stage.resources.gpus * (time.monotonic() - clock)
+            cost += _Cost(0.0, time.process_time() - cpu, on_gpu)
+        marker: Marker = work  # type: ignore[assignment]
+        return marker, cost + _Cost(marker.tar_bytes + marker.rows_bytes)
 
 
 def estimate(config: RunConfig, measure: int) -> dict[str, Any]:
@@ -50,7 +75,6 @@ def estimate(config: RunConfig, measure: int) -> dict[str, Any]:
 
     `bytes` and `core_seconds` are totals: of what is done from its markers, of the rest extrapolated
     (None where nothing was measured, but something is left). `storage_left` adds the bases that are missing.
-    No stage of this line needs a GPU.
     """
     output = open_storage(config.output)
     calibration = read_calibration(output)
@@ -60,12 +84,12 @@ def estimate(config: RunConfig, measure: int) -> dict[str, Any]:
         catalog.scan(config)
         done = {entry.name for entry in output.list("shards/") if entry.name.endswith(".marker.json")}
         categories = _by_category(config, catalog, done, measure, known_costs)
-        rows, left = [], _Cost(0, 0)
+        rows, left, line = [], _Cost(), cache(partial(_Line, config, scratch.root))
         for name, seen in sorted(categories.items()):
             spent = _cost_of(read_markers(output, [shard for shard, _ in seen.done]))
-            ahead = _predicted(seen, known_costs[name]) if name in known_costs else _measured(seen, config, scratch)
+            ahead = _predicted(seen, known_costs[name]) if name in known_costs else _measured(seen, line)
             rows.append(_row(name, seen, spent + ahead if ahead else None))
-            left += ahead or _Cost(0, 0)
+            left += ahead or _Cost()
         sources = count_sources(config, catalog)
     bases_left = max(0, sources["usable"] - sum(1 for _ in output.list("bases/")))
     known = all(row["bytes"] is not None for row in rows)
@@ -80,7 +104,7 @@ def estimate(config: RunConfig, measure: int) -> dict[str, Any]:
         "bytes_left": round(left.bytes) if known else None,
         "storage_left": round(left.bytes + bases_left * calibration.base_bytes) if known and calibration else None,
         "core_hours_left": round(left.seconds / 3600, 6) if known else None,
-        "gpu_hours_left": 0.0,
+        "gpu_hours_left": round(left.gpu_seconds / 3600, 6) if known else None,
         "seconds_left": round(left.seconds / workers, 1) if known else None,
     }
 
@@ -110,19 +134,19 @@ def calibrate(config: RunConfig, records: int) -> Calibration:
 
 
 def _cost_a_record(config: RunConfig, category: str, samples: list[Part], scratch: Storage) -> CategoryCost:
-    settings = render_settings(config)
     first = samples[0]
     with tempfile.TemporaryDirectory(prefix="pairforge-warm-") as elsewhere:  # what is loaded once costs no record
-        make_part(replace(first, records=first.records[:1]), settings, elsewhere)
-    started = time.process_time()
-    markers = [make_part(sample, settings, scratch.root) for sample in samples]
-    seconds = time.process_time() - started
-    planned = sum(marker.planned for marker in markers)
+        _Line(config, elsewhere).make(replace(first, records=first.records[:1]))
+    line = _Line(config, scratch.root)
+    made = [line.make(sample) for sample in samples]
+    planned = sum(marker.planned for marker, _ in made)
+    cost = sum((cost for _, cost in made), _Cost())
     return CategoryCost(
         settings=cost_settings(config, category),
         records=planned,
-        core_seconds=seconds / planned,
-        shard_bytes=_cost_of(markers).bytes / planned,
+        core_seconds=cost.seconds / planned,
+        gpu_seconds=cost.gpu_seconds / planned,
+        shard_bytes=cost.bytes / planned,
     )
 
 
@@ -133,7 +157,7 @@ def _known_costs(config: RunConfig, calibration: Calibration | None) -> Mapping[
 
 def _predicted(seen: _Category, cost: CategoryCost) -> _Cost:
     left = seen.records - seen.records_done
-    return _Cost(cost.shard_bytes * left, cost.core_seconds * left)
+    return _Cost(cost.shard_bytes, cost.core_seconds, cost.gpu_seconds) * left
 
 
 def _by_category(
@@ -158,17 +182,14 @@ def _cost_of(markers: list[Marker]) -> _Cost:
     return _Cost(size, sum(marker.production.get("seconds", 0.0) for marker in markers))
 
 
-def _measured(seen: _Category, config: RunConfig, scratch: Storage) -> _Cost | None:
+def _measured(seen: _Category, line: Callable[[], _Line]) -> _Cost | None:
     """What is left of a category, scaled from samples of it; None where there is no sample to scale."""
     left = seen.records - seen.records_done
     if left == 0:
-        return _Cost(0, 0)
-    markers = [make_part(sample, render_settings(config), scratch.root) for sample in seen.samples]
-    rendered = sum(marker.planned for marker in markers)
-    if not rendered:
-        return None
-    cost = _cost_of(markers)
-    return _Cost(cost.bytes * left / rendered, cost.seconds * left / rendered)
+        return _Cost()
+    made = [line().make(sample) for sample in seen.samples]
+    rendered = sum(marker.planned for marker, _ in made)
+    return sum((cost for _, cost in made), _Cost()) * (left / rendered) if rendered else None
 
 
 def _row(name: str, seen: _Category, cost: _Cost | None) -> dict[str, Any]:

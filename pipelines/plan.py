@@ -17,12 +17,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from degradations.catalog import BY_NAME
-from degradations.scene.depth import GEOMETRIC_PROVIDER, GEOMETRIC_REVISION
+from degradations.chains import CHAIN_BY_NAME
+from degradations.scene.upsampling import UPSAMPLING_REVISION
 from pairforge.config import canonical_json
 from pairforge.records import SCHEMA_VERSION, Fate, Frozen
 from pairforge.rng import rng_for
 from pairforge.shards import ShardName
+from pipelines.banks import BankRef, pin_bank
 from pipelines.catalog import USABLE, Catalog, CatalogRow
+from pipelines.scene_settings import SceneSettings
 from pipelines.settings import Normalisation, Recipe, RunConfig
 
 LINE = "synthesis"
@@ -43,7 +46,10 @@ class PlannedRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A fixed list of records that becomes one shard; `sealed` once no later source can join it."""
+    """A fixed list of records that becomes one shard; `sealed` once no later source can join it.
+
+    `refused` is filled by the scene stage: by name of a scene asset, reason and detail of why it cannot be made.
+    """
 
     line: str
     category: str
@@ -52,6 +58,7 @@ class Part:
     sealed: bool
     records: tuple[PlannedRecord, ...]
     fingerprint: str
+    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def shard(self) -> ShardName:
@@ -85,16 +92,21 @@ class RenderSettings(Frozen):
 
     seed: int
     base: Normalisation
+    scene: SceneSettings
+    banks: Mapping[str, BankRef]
     recipes: tuple[Recipe, ...]
     layers: tuple[str, ...]
     folder: str
 
 
 def render_settings(config: RunConfig) -> RenderSettings:
-    """The part of a config that workers need."""
+    """The part of a config that workers need. Raises ValueError where a bank that recipes use is not there."""
+    used = sorted(frozenset(kind for recipe in config.recipes for kind in recipe.banks()))
     return RenderSettings(
         seed=config.seed,
         base=config.base,
+        scene=config.scene,
+        banks={kind: pin_bank(kind, config.banks[kind]) for kind in used},
         recipes=config.recipes,
         layers=config.shards.layers,
         folder=str(Path.cwd()),
@@ -220,7 +232,11 @@ def _close(stream: _Stream, category: str, split: str, headers: Mapping[str, byt
 
 def _header(settings: RenderSettings, category: str) -> bytes:
     recipes = [recipe for recipe in settings.recipes if recipe.category == category]
-    used = sorted({choice.type for recipe in recipes for choice in recipe.choices()})
+    used = sorted(frozenset(name for recipe in recipes for name in recipe.degradations()))
+    chains = sorted(frozenset(c.type for recipe in recipes for c in recipe.choices()) & CHAIN_BY_NAME.keys())
+    banks = sorted(frozenset(kind for recipe in recipes for kind in recipe.banks()))
+    needs = frozenset(need for recipe in recipes for need in recipe.needs())
+    scene = settings.scene.identity(needs)
     return canonical_json(
         {
             "schema": SCHEMA_VERSION,
@@ -229,7 +245,9 @@ def _header(settings: RenderSettings, category: str) -> bytes:
             "layers": settings.layers,
             "recipes": [recipe.model_dump(mode="json") for recipe in recipes],
             "degradations": {name: BY_NAME[name].version for name in used},
-            "depth": [GEOMETRIC_PROVIDER, GEOMETRIC_REVISION],
+            "chains": {name: CHAIN_BY_NAME[name].version for name in chains},
+            "banks": {kind: settings.banks[kind].sha256 for kind in banks},
+            "scene": {**scene, "upsampling": UPSAMPLING_REVISION} if scene else {},
         }
     ).encode()
 

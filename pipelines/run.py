@@ -26,8 +26,10 @@ from pipelines.catalog import Catalog
 from pipelines.engine import Backend, Engine, LocalBackend, StageLoad
 from pipelines.plan import Part, RenderSettings, count_sources, plan_parts, render_settings
 from pipelines.ray_backend import RayBackend, connect_ray, start_embedded_ray
+from pipelines.scene_settings import PROVIDED
+from pipelines.scenes import SceneMaker
 from pipelines.settings import RunConfig
-from pipelines.stages import Stage
+from pipelines.stages import Pool, Stage
 from pipelines.synthesis import make_part, pixel_versions
 from pipelines.telemetry import bound_ids, note, part_made
 
@@ -131,13 +133,37 @@ def _make_render(context: tuple[RenderSettings, str]) -> Callable[[Part], Marker
     return partial(make_part, settings=settings, output=output)
 
 
+def _make_scene(context: tuple[RenderSettings, str]) -> SceneMaker:
+    return SceneMaker(*context)
+
+
+SCENE = Stage("scene", 1, _make_scene)
 RENDER = Stage("render", 1, _make_render)
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages that a config's parts go through, with the resources and pools that it gives them.
+
+    Scenes are made on actors where their provider has weights to load. Raises ValueError for resources or a
+    pool of a stage that is none of them.
+    """
+    needed = frozenset(need for recipe in config.recipes for need in recipe.needs()) & set(PROVIDED)
+    stages = (SCENE, RENDER) if needed else (RENDER,)
+    for name in (*config.run.stages, *config.run.pools):
+        if name not in (SCENE.name, RENDER.name):
+            raise ValueError(f"run: stage {name!r} is unknown; allowed: {SCENE.name}, {RENDER.name}")
+    pools: dict[str, Pool] = {SCENE.name: Pool()} if config.scene.loads_weights(needed) else {}
+    pools.update(config.run.pools)
+    return tuple(
+        replace(stage, resources=config.run.stages.get(stage.name, stage.resources), pool=pools.get(stage.name))
+        for stage in stages
+    )
 
 
 def open_backend(config: RunConfig, output: str, local: bool, address: str | None) -> Backend:
     """`--local`; or the Ray cluster at `address`; or an embedded Ray with as many cores as workers."""
     context = (render_settings(config), output)
-    stages = (replace(RENDER, resources=config.run.stages.get(RENDER.name, RENDER.resources)),)
+    stages = stages_of(config)
     if local:
         return LocalBackend(stages, context)
     if address:

@@ -1,15 +1,18 @@
 """The config of a synthesis run. Whatever changes pixels has no default: a config states it."""
 
 import re
+from itertools import chain, product
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from degradations.catalog import BY_NAME
+from degradations.chains import CHAIN_BY_NAME, check_physical_order
 from pairforge.decode import DecodeLimits
 from pairforge.records import Frozen
 from pipelines.engine import EngineSettings
-from pipelines.stages import Resources
+from pipelines.scene_settings import SceneSettings
+from pipelines.stages import Pool, Resources
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
 Severity = Annotated[float, Field(ge=0, le=1)]
@@ -155,7 +158,7 @@ class Normalisation(Frozen):
 
 
 class StepChoice(Frozen):
-    """One degradation and the severity interval it is drawn from."""
+    """One degradation, or one named chain of them, and the severity interval it is drawn from."""
 
     type: str
     severity: tuple[Severity, Severity]
@@ -164,8 +167,9 @@ class StepChoice(Frozen):
     @field_validator("type")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in BY_NAME:
-            raise ValueError(f"unknown degradation; allowed: {', '.join(sorted(BY_NAME))}")
+        if value not in BY_NAME and value not in CHAIN_BY_NAME:
+            chains = ", ".join(sorted(CHAIN_BY_NAME))
+            raise ValueError(f"unknown degradation; allowed: {', '.join(sorted(BY_NAME))}; chains: {chains}")
         return value
 
     @field_validator("severity", mode="before")
@@ -178,6 +182,12 @@ class StepChoice(Frozen):
         if self.severity[0] > self.severity[1]:
             raise ValueError(f"severity [{self.severity[0]}, {self.severity[1]}] runs backwards")
         return self
+
+    @property
+    def degradations(self) -> frozenset[str]:
+        """Every degradation that this choice can draw."""
+        chain = CHAIN_BY_NAME.get(self.type)
+        return chain.uses if chain else frozenset({self.type})
 
 
 class AnyOf(Frozen):
@@ -195,22 +205,54 @@ StepSpec = Annotated[
 ]
 
 
+def _choices(spec: StepChoice | AnyOf) -> tuple[StepChoice, ...]:
+    return spec.any_of if isinstance(spec, AnyOf) else (spec,)
+
+
 class Recipe(Frozen):
-    """What to do with every source: a chain of steps, in order, and how many variants of it."""
+    """What to do with every source: a chain of steps, in order, and how many variants of it.
+
+    Steps come in the order in which light and file meet them (scene, glass, optics, sensor, distribution,
+    ageing, re-photography) unless `order` says that the chain is meant as it is listed.
+    """
 
     name: Name
     version: int = Field(ge=1)
     category: Name
     variants: int = Field(ge=1, le=10_000)
+    order: Literal["physical", "as_listed"] = "physical"
     chain: tuple[StepSpec, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.order == "as_listed":
+            return self
+        names = [[c.type for c in _choices(spec) if c.type in BY_NAME] for spec in self.chain]
+        for place, later in enumerate(names):
+            for pair in product(chain.from_iterable(names[:place]), later):
+                try:
+                    check_physical_order(pair)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{error}; reorder the chain, or write `order: as_listed` to keep it so"
+                    ) from error
+        return self
+
     def choices(self) -> tuple[StepChoice, ...]:
+        """Every choice that the chain can draw."""
+        return tuple(choice for spec in self.chain for choice in _choices(spec))
+
+    def degradations(self) -> frozenset[str]:
         """Every degradation that the chain can draw."""
-        return tuple(choice for spec in self.chain for choice in (spec.any_of if isinstance(spec, AnyOf) else (spec,)))
+        return frozenset(name for choice in self.choices() for name in choice.degradations)
 
     def needs(self) -> frozenset[str]:
         """All that any of its degradations needs to know of the scene."""
-        return frozenset(need for choice in self.choices() for need in BY_NAME[choice.type].needs)
+        return frozenset(need for name in self.degradations() for need in BY_NAME[name].needs)
+
+    def banks(self) -> frozenset[str]:
+        """The kinds of banks that its degradations take patterns of."""
+        return frozenset(BY_NAME[name].bank for name in self.degradations()) - {""}
 
 
 class ShardSettings(Frozen):
@@ -226,6 +268,7 @@ class RunSettings(Frozen):
     workers: int | None = Field(None, ge=1, description="parallel parts; all cores where absent")
     engine: EngineSettings = EngineSettings()
     stages: dict[str, Resources] = Field({}, description="resources of a stage by its name, e.g. {render: {cpus: 1}}")
+    pools: dict[str, Pool] = Field({}, description="actors of a stage by its name, e.g. {scene: {max_actors: 4}}")
     max_failed_fraction: float = Field(0.05, ge=0, le=1)
     catalog_batch_rows: int = Field(20_000, ge=1, le=1_000_000)
 
@@ -240,6 +283,8 @@ class RunConfig(Frozen):
     split: SplitFractions
     limits: Limits
     base: Normalisation
+    scene: SceneSettings = SceneSettings()
+    banks: dict[str, str] = Field({}, description="folder or s3:// URL of the bank of each kind that recipes use")
     recipes: tuple[Recipe, ...] = Field(min_length=1)
     shards: ShardSettings
     exclusions: tuple[str, ...] = Field((), description="text files of keys that the snapshot leaves out")
@@ -253,3 +298,21 @@ class RunConfig(Frozen):
         if repeated:
             raise ValueError(f"recipe names must differ; used twice: {', '.join(repeated)}")
         return recipes
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for recipe in self.recipes:
+            for need, stated in (("depth", self.scene.depth), ("segments", self.scene.segments)):
+                if need in recipe.needs() and stated is None:
+                    weight_free = {"depth": "geometric", "segments": "slic"}[need]
+                    raise ValueError(
+                        f"recipe {recipe.name} needs {need}; say where it comes from, "
+                        f"e.g. scene: {{{need}: {{provider: {weight_free}}}}}"
+                    )
+            missing = sorted(recipe.banks() - self.banks.keys())
+            if missing:
+                raise ValueError(
+                    f"recipe {recipe.name} needs a bank of {missing[0]} patterns: banks: {{{missing[0]}: URL}} "
+                    f"(`pairforge bank build {missing[0]}` makes one)"
+                )
+        return self

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -12,19 +12,21 @@ from typing import Any
 import cv2
 import numpy as np
 
-from degradations.base import Depth, Scene, sample_step
-from degradations.catalog import BY_NAME, replay
-from degradations.scene.depth import GEOMETRIC_PROVIDER, GEOMETRIC_REVISION, geometric_depth
+from degradations.base import Pattern, Scene
+from degradations.catalog import replay
 from pairforge.config import canonical_json
 from pairforge.image import Pixels, decode_png, encode_png, to_pixels, use_one_thread
-from pairforge.records import Asset, Fate, InfraError, Sample, SampleError, Step, parse_stored
-from pairforge.rng import rng_for, seed_for
+from pairforge.records import Asset, Fate, InfraError, Sample, SampleError, parse_stored
 from pairforge.shards import Marker, ShardWriter
 from pairforge.storage import Storage, open_storage
+from pipelines.banks import BankEntry, BankRef, decode_pattern, read_pattern_png
 from pipelines.bases import Base, load_base, load_frames, source_ref
 from pipelines.catalog import CatalogRow
+from pipelines.drawing import draw_patterns, draw_steps
 from pipelines.plan import LINE, Part, PlannedRecord, RenderSettings
-from pipelines.settings import AnyOf, Recipe
+from pipelines.scene_settings import PROVIDED
+from pipelines.scenes import SceneMap, needs_of, read_scene_map, replay_scene_map
+from pipelines.settings import Recipe
 from pipelines.telemetry import note
 
 
@@ -37,12 +39,13 @@ def pixel_versions() -> dict[str, str]:
 
 @dataclass
 class _Bench:
-    """What neighbouring records of a part share: the base of the source at hand, and its depth."""
+    """What neighbouring records of a part share: bases of the sources at hand, and maps of the last of them."""
 
     storage: Storage
     settings: RenderSettings
+    refused: Mapping[str, tuple[str, str]]
     bases: dict[str, Base] = field(default_factory=dict)
-    depths: dict[str, Depth] = field(default_factory=dict)
+    maps: dict[tuple[str, str], SceneMap] = field(default_factory=dict)
 
     def base(self, row: CatalogRow) -> Base:
         if row.source_id not in self.bases:
@@ -50,10 +53,22 @@ class _Bench:
             self.bases[row.source_id] = load_base(self.storage, row, self.settings.base, self.settings.folder)
         return self.bases[row.source_id]
 
-    def depth(self, base: Base) -> Depth:
-        if base.name not in self.depths:
-            self.depths = {base.name: geometric_depth(base.pixels)}
-        return self.depths[base.name]
+    def scene_map(self, need: str, base: Base) -> SceneMap:
+        place = (need, base.name)
+        if place not in self.maps:
+            self.maps = {held: scene_map for held, scene_map in self.maps.items() if held[1] == base.name}
+            self.maps[place] = read_scene_map(self.storage, self.settings, need, base, self.refused)
+        return self.maps[place]
+
+    def pattern(self, ref: BankRef, entry: BankEntry, role: str) -> tuple[Pattern, Asset]:
+        """A pattern of a bank, copied into the dataset so that replay needs no bank."""
+        name = f"patterns/{entry.sha256[:2]}/{entry.sha256[:24]}.png"
+        try:
+            png = self.storage.read(name)
+        except FileNotFoundError:
+            png = read_pattern_png(ref.url, entry)
+            self.storage.put_if_absent(name, png)
+        return decode_pattern(png), Asset(role=role, name=name, sha256=entry.sha256, source=None)
 
 
 def make_part(part: Part, settings: RenderSettings, output: str) -> Marker:
@@ -65,7 +80,7 @@ def make_part(part: Part, settings: RenderSettings, output: str) -> Marker:
     use_one_thread()
     started = time.time()
     storage = open_storage(output)
-    bench = _Bench(storage, settings)
+    bench = _Bench(storage, settings, part.refused)
     recipes = {recipe.name: recipe for recipe in settings.recipes}
     with ShardWriter(storage, part.shard, part.split) as writer:
         for record in part.records:
@@ -92,23 +107,9 @@ def make_part(part: Part, settings: RenderSettings, output: str) -> Marker:
         )
 
 
-def draw_steps(settings: RenderSettings, recipe: Recipe, source_id: str, variant: int) -> tuple[Step, ...]:
-    """All steps of a record, sampled before any of them is applied."""
-    steps = []
-    for index, spec in enumerate(recipe.chain):
-        key = (recipe.name, source_id, variant, index)
-        rng = rng_for(settings.seed, *key, "params")
-        options = spec.any_of if isinstance(spec, AnyOf) else (spec,)
-        weights = np.array([option.weight for option in options])
-        option = options[int(rng.choice(len(options), p=weights / weights.sum()))]
-        severity = float(rng.uniform(*option.severity))
-        steps.append(sample_step(BY_NAME[option.type], severity, rng, seed_for(settings.seed, *key, "pixels")))
-    return tuple(steps)
-
-
 def _render(bench: _Bench, part: Part, record: PlannedRecord, recipe: Recipe) -> tuple[Sample, dict[str, bytes]]:
     steps = draw_steps(bench.settings, recipe, record.source.source_id, record.variant)
-    needs = {need for step in steps for need in BY_NAME[step.name].needs}
+    needs = needs_of(steps)
     base, frames = _load(bench, record)
     second = None
     assets = [_asset(f"frame{index}", frame, None) for index, frame in enumerate(frames)]
@@ -121,12 +122,20 @@ def _render(bench: _Bench, part: Part, record: PlannedRecord, recipe: Recipe) ->
             )
         second = bench.base(record.partner)
         assets.append(_asset("second", second, record.partner))
-    scene, facts = build_scene(
-        needs,
-        base.pixels,
-        second.pixels if second else None,
-        tuple(frame.pixels for frame in frames),
-        bench.depth(base) if "depth" in needs else None,
+    maps = {need: bench.scene_map(need, base) for need in PROVIDED if need in needs}
+    assets += [held.asset for held in maps.values()]
+    patterns: dict[str, tuple[Pattern, ...]] = {}
+    drawn = draw_patterns(bench.settings, recipe, record.source.source_id, record.variant, steps)
+    for kind, entries in drawn.items():
+        found = [bench.pattern(*entry, f"{kind}_pattern{place}") for place, entry in enumerate(entries)]
+        patterns[kind] = tuple(pattern for pattern, _ in found)
+        assets += [asset for _, asset in found]
+    views: dict[str, Any] = {need: held.view for need, held in maps.items()}
+    scene = Scene(
+        second=second.pixels if second else None,
+        frames=tuple(frame.pixels for frame in frames),
+        patterns=patterns,
+        **views,
     )
     rendered = replay(base.pixels, steps, scene)
     files = {"lq.png": encode_png(to_pixels(rendered.image))}
@@ -148,7 +157,7 @@ def _render(bench: _Bench, part: Part, record: PlannedRecord, recipe: Recipe) ->
         source=source_ref(record.source),
         base=base.ref,
         assets=tuple(assets),
-        scene=facts,
+        scene={need: held.facts for need, held in maps.items()},
         steps=steps,
         realised=rendered.realised,
         lq_sha256=hashlib.sha256(files["lq.png"]).hexdigest(),
@@ -167,26 +176,6 @@ def _load(bench: _Bench, record: PlannedRecord) -> tuple[Base, tuple[Base, ...]]
 
 def _asset(role: str, base: Base, row: CatalogRow | None) -> Asset:
     return Asset(role=role, name=base.name, sha256=base.ref.sha256, source=source_ref(row) if row else None)
-
-
-def build_scene(
-    needs: Iterable[str],
-    base: Pixels,
-    second: Pixels | None = None,
-    frames: tuple[Pixels, ...] = (),
-    depth: Depth | None = None,
-) -> tuple[Scene, dict[str, Any]]:
-    """What the steps of a record may know, and the providers of it as the record states them."""
-    if "depth" not in needs:
-        return Scene(second=second, frames=frames), {}
-    depth = depth or geometric_depth(base)
-    facts = {
-        "provider": depth.provider,
-        "revision": depth.revision,
-        "confidence": round(depth.confidence, 4),
-        "metric": depth.metric,
-    }
-    return Scene(depth=depth, second=second, frames=frames), {"depth": facts}
 
 
 def _row(record: PlannedRecord) -> dict[str, Any]:
@@ -224,32 +213,42 @@ def replay_sample(storage: Storage, files: Mapping[str, bytes]) -> tuple[Pixels,
     """LQ and HQ of a stored sample, rendered again from its JSON, its base and its assets alone.
 
     Raises ValueError when an asset is missing or changed, or when this installation has another
-    version of a step or of a scene provider.
+    version of a step, or enlarges maps of the scene otherwise.
     """
     use_one_thread()
     sample = parse_stored(Sample, files["json"], "the sample's JSON")
     base = decode_png(files.get("base.png", files["hq.png"]))
-    images = {asset.role: _read_asset(storage, asset) for asset in sample.assets}
-    frames = tuple(images[f"frame{index}"] for index in range(sum(role != "second" for role in images)))
-    stated = sample.scene.get("depth")
-    if stated and (stated["provider"], stated["revision"]) != (GEOMETRIC_PROVIDER, GEOMETRIC_REVISION):
-        raise ValueError(
-            f"depth was made by {stated['provider']} revision {stated['revision']}; this installation has "
-            f"{GEOMETRIC_PROVIDER} revision {GEOMETRIC_REVISION}, whose pixels differ"
-        )
-    scene, _ = build_scene(sample.scene, base, images.get("second"), frames)
+    held = {asset.role: _read_asset(storage, asset) for asset in sample.assets}
+    views: dict[str, Any] = {
+        need: replay_scene_map(sample.scene[need], need, held[need], base) for need in PROVIDED if need in held
+    }
+    scene = Scene(
+        second=decode_png(held["second"]) if "second" in held else None,
+        frames=tuple(decode_png(data) for data in _numbered(held, "frame")),
+        patterns={
+            kind: tuple(decode_pattern(data) for data in _numbered(held, f"{kind}_pattern"))
+            for kind in sorted({role.rpartition("_pattern")[0] for role in held if "_pattern" in role})
+        },
+        **views,
+    )
     rendered = replay(base, sample.steps, scene)
     return to_pixels(rendered.image), to_pixels(rendered.target)
 
 
-def _read_asset(storage: Storage, asset: Asset) -> Pixels:
+def _numbered(held: Mapping[str, bytes], prefix: str) -> list[bytes]:
+    """Assets whose role is the prefix and a number, by number."""
+    found = {role.removeprefix(prefix): data for role, data in held.items() if role.startswith(prefix)}
+    return [found[number] for number in sorted((n for n in found if n.isdecimal()), key=int)]
+
+
+def _read_asset(storage: Storage, asset: Asset) -> bytes:
     try:
         data = storage.read(asset.name)
     except FileNotFoundError as error:
         raise ValueError(f"asset {asset.name} ({asset.role}) is missing") from error
     if hashlib.sha256(data).hexdigest() != asset.sha256:
         raise ValueError(f"asset {asset.name} ({asset.role}) does not have the SHA-256 that the record names")
-    return decode_png(data)
+    return data
 
 
 def build_info() -> dict[str, str]:

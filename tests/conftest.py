@@ -56,6 +56,7 @@ def config_of(output: str | Path, photo_folder: str | Path, **changes: Any) -> R
         "split": {"val": 0.3, "test": 0.0},
         "limits": {"max_bytes": 10**7, "max_pixels": 10**7, "max_side": 10**4, "min_side": 16},
         "base": {"policy": "resize_crop", "size_px": 128, "small": "refuse"},
+        "scene": {"depth": {"provider": "geometric"}, "segments": {"provider": "slic"}},
         "recipes": [
             {"name": "jpeg", "version": 1, "category": "compression", "variants": 2, "chain": [step]},
             {

@@ -22,7 +22,7 @@ from pipelines.bases import load_base, load_frames, normalise
 from pipelines.catalog import Catalog, CatalogRow
 from pipelines.engine import Backend, LocalBackend
 from pipelines.plan import plan_parts, render_settings
-from pipelines.run import RENDER, run
+from pipelines.run import run, stages_of
 from pipelines.settings import Normalisation, RunConfig
 from pipelines.verification import replay_snapshot
 
@@ -241,7 +241,7 @@ def test_a_source_that_changes_between_scan_and_run_is_a_failed_record(
 
 
 def _local(config: RunConfig, output: str) -> Backend:
-    return LocalBackend((RENDER,), (render_settings(config), output))
+    return LocalBackend(stages_of(config), (render_settings(config), output))
 
 
 # Small sources

@@ -16,14 +16,14 @@ from pipelines.calibration import CALIBRATION_FILE, read_calibration
 from pipelines.engine import Backend, LocalBackend
 from pipelines.estimate import calibrate, estimate
 from pipelines.plan import render_settings
-from pipelines.run import RENDER, run
+from pipelines.run import run, stages_of
 from pipelines.settings import RunConfig
 
 MakeConfig = Callable[..., RunConfig]
 
 
 def local(config: RunConfig, output: str) -> Backend:
-    return LocalBackend((RENDER,), (render_settings(config), output))
+    return LocalBackend(stages_of(config), (render_settings(config), output))
 
 
 def refuse_to_render(*_: Any) -> Any:
@@ -40,7 +40,7 @@ def test_plan_predicts_from_the_calibration_what_a_run_then_takes(
     assert read_calibration(storage) == found
     assert [entry.name for entry in storage.list("")] == [CALIBRATION_FILE], "nothing else is written"
     with monkeypatch.context() as patch:
-        patch.setattr(estimating, "make_part", refuse_to_render)
+        patch.setattr(estimating, "StageCaller", refuse_to_render)
         planned = estimate(config, 2)
     assert planned["calibrated"] == ["compression", "reflection"] and planned["measured"] == 0
     assert planned["gpu_hours_left"] == 0.0

@@ -28,7 +28,7 @@ from pipelines.estimate import estimate
 from pipelines.plan import count_sources, plan_parts, render_settings
 from pipelines.ray_backend import RayBackend
 from pipelines.reading import read_source
-from pipelines.run import RENDER, run
+from pipelines.run import run, stages_of
 from pipelines.settings import RunConfig, SplitFractions
 from pipelines.sources import list_sources
 
@@ -440,7 +440,7 @@ def test_plan_and_run_report_them(make_config: MakeConfig, tmp_path: Path, photo
 
 
 def _local(config: RunConfig, output: str) -> Backend:
-    return LocalBackend((RENDER,), (render_settings(config), output))
+    return LocalBackend(stages_of(config), (render_settings(config), output))
 
 
 def test_a_count_of_every_fate_adds_up(make_config: MakeConfig, folder: Path) -> None:
@@ -524,7 +524,7 @@ def test_relative_paths_mean_the_same_to_workers(
         ],
         recipes=[*make_config().model_dump()["recipes"], clip],
     )
-    report = run(config, lambda config, output: RayBackend((RENDER,), (render_settings(config), output)))
+    report = run(config, lambda config, output: RayBackend(stages_of(config), (render_settings(config), output)))
     assert report.fates == {"kept": 37, "rejected": 0, "failed": 0}
     uris = {uri.partition("#")[0] for uri in open_snapshot("out").rows(["uri"])["uri"].to_pylist()}
     assert {uri for uri in uris if "photos" not in uri} == {"./s.tar", "t.parquet", "clips/c.mp4"}

@@ -518,12 +518,12 @@ def test_degrading_one_photo_is_repeatable(call: Call, photo: Path, tmp_path: Pa
     arguments = ["degrade", photo, "--type", "haze", "--severity", "0.7", "--seed", "3"]
     said = [call(*arguments, "-o", tmp_path / f"{n}.png", "--target", tmp_path / f"t{n}.png") for n in (1, 2)]
     told = [json.loads(each.out) for each in said]
-    assert told[0]["step"] == told[1]["step"] and told[0]["step"]["severity"] == 0.7
+    assert told[0]["steps"] == told[1]["steps"] and told[0]["steps"][0]["severity"] == 0.7
     pictures = [decode_png((tmp_path / f"{name}.png").read_bytes()) for name in ("1", "2", "t1")]
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
     other = call(*arguments[:-1], "4", "-o", tmp_path / "4.png")
-    changed = json.loads(other.out)["step"]
-    assert all(changed[name] != told[0]["step"][name] for name in ("params", "seed"))
+    changed = json.loads(other.out)["steps"][0]
+    assert all(changed[name] != told[0]["steps"][0][name] for name in ("params", "seed"))
 
 
 def test_a_reflection_takes_its_second_photo(call: Call, photo_folder: Path, tmp_path: Path) -> None:

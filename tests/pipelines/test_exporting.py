@@ -10,13 +10,13 @@ from pipelines.engine import LocalBackend
 from pipelines.exporting import export_pairs
 from pipelines.importing import ImportSettings, import_pairs
 from pipelines.plan import render_settings
-from pipelines.run import RENDER, run
+from pipelines.run import run, stages_of
 from pipelines.settings import RunConfig, SplitFractions
 
 
 def test_exported_pairs_can_be_imported_again(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = make_config()
-    run(config, lambda config, output: LocalBackend((RENDER,), (render_settings(config), output)))
+    run(config, lambda config, output: LocalBackend(stages_of(config), (render_settings(config), output)))
     snapshot = open_snapshot(config.output)
     count = export_pairs(snapshot, tmp_path / "pairs", ["reflection"], ["train"])
     rows = snapshot.rows(["key", "category", "split", "lq_sha256", "hq_sha256"]).to_pylist()

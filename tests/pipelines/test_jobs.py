@@ -18,7 +18,7 @@ import pytest
 
 from pipelines.engine import LocalBackend
 from pipelines.plan import render_settings
-from pipelines.run import RENDER, read_status, run
+from pipelines.run import read_status, run, stages_of
 from tests.conftest import config_of
 from tests.pipelines.test_run import hashes
 
@@ -125,7 +125,7 @@ def test_a_submitted_run_leaves_the_bytes_of_a_local_one(head: Head, tmp_path: P
     hosts = [json.loads(line) for line in log.read_text().splitlines()]
     assert not [line for line in hosts if line["event"] == "stage done"], "stages ran on the cluster's workers"
     alone = config_of(tmp_path / "local", photo_folder)
-    run(alone, lambda config, output: LocalBackend((RENDER,), (render_settings(config), output)))
+    run(alone, lambda config, output: LocalBackend(stages_of(config), (render_settings(config), output)))
     assert hashes(config.output) == hashes(alone.output)
     again = submit(head, "night-1", ["true"], head.env)
     assert again.returncode != 0, "the scheduler's id is taken once"

@@ -22,7 +22,7 @@ from pipelines.catalog import Catalog
 from pipelines.engine import Backend, LocalBackend
 from pipelines.plan import render_settings
 from pipelines.ray_backend import RayBackend
-from pipelines.run import RENDER, read_status, run
+from pipelines.run import RENDER, read_status, run, stages_of
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 from tests.conftest import config_of
@@ -31,11 +31,11 @@ MakeConfig = Callable[..., RunConfig]
 
 
 def local(config: RunConfig, output: str) -> Backend:
-    return LocalBackend((RENDER,), (render_settings(config), output))
+    return LocalBackend(stages_of(config), (render_settings(config), output))
 
 
 def on_ray(config: RunConfig, output: str) -> Backend:
-    return RayBackend((RENDER,), (render_settings(config), output))
+    return RayBackend(stages_of(config), (render_settings(config), output))
 
 
 def no_executor(config: RunConfig, output: str) -> Backend:

@@ -28,7 +28,7 @@ from pairforge.storage import Storage, open_storage
 from pipelines import verification
 from pipelines.engine import LocalBackend
 from pipelines.plan import render_settings
-from pipelines.run import RENDER, run
+from pipelines.run import run, stages_of
 from pipelines.synthesis import replay_sample
 from pipelines.verification import replay_snapshot
 from tests.conftest import config_of
@@ -76,9 +76,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path, photos: d
         split={"val": 0.0, "test": 0.0},
         shards={"records_per_shard": 7},
     )
-    report = run(config, lambda settings, output: LocalBackend((RENDER,), (render_settings(settings), output)))
+    report = run(config, lambda wanted, output: LocalBackend(stages_of(wanted), (render_settings(wanted), output)))
     assert not report.flawed and set(report.fates.values()) == {7 * len(recipes) + 1, 0}
-    for name in ("shards", "snapshots", "bases"):
+    for name in ("shards", "snapshots", "bases", "scene"):
         shutil.move(folder / "out" / name, folder / "set" / name)
     for name in ("out", "photos", "clips"):
         shutil.rmtree(folder / name)
@@ -120,7 +120,7 @@ def _with_json(files: Mapping[str, bytes], change: Callable[[dict[str, Any]], An
 # --- the same pixels again ---------------------------------------------------------------------------
 
 
-def test_every_pixel_comes_again_from_shards_and_bases_alone(made: Made) -> None:
+def test_every_pixel_comes_again_from_shards_and_assets_alone(made: Made) -> None:
     seen: list[int] = []
     report = replay_snapshot(made.snapshot, None, 0, 2, seen.append)
     assert report.problems == ()
@@ -287,7 +287,8 @@ def test_bases_that_no_asset_names_are_not_needed(copied: Made) -> None:
 
 def _rewrite(made: Made, root: Path, recipe: str, change: Callable[[Files], Files]) -> tuple[Storage, str]:
     """A dataset with one shard, whose first sample of `recipe` is changed with all its hashes; and its key."""
-    shutil.copytree(made.root / "bases", root / "bases")
+    for name in ("bases", "scene"):
+        shutil.copytree(made.root / name, root / name)
     storage, source = open_storage(str(root)), made.snapshot.storage
     shard = next(
         shard
@@ -364,10 +365,10 @@ MISMATCHES: dict[str, tuple[str, Change, str]] = {
         lambda sample: sample["steps"][0].update(name="jpeg3000"),
         "unknown degradation 'jpeg3000'; known: ",
     ),
-    "depth revision": (
+    "enlarging of depth": (
         "haze",
-        lambda sample: sample["scene"]["depth"].update(revision="0"),
-        "depth was made by geometric revision 0; this installation has geometric revision ",
+        lambda sample: sample["scene"]["depth"].update(upsampling="0"),
+        "depth was enlarged by revision 0; this installation has revision ",
     ),
     "parameters of another version": (
         "jpeg",

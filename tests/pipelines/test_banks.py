@@ -1,0 +1,168 @@
+"""Banks: built in any order and number of workers, imported, pinned, drawn from, and replayed without."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from degradations.banks import GENERATORS
+from pairforge.records import DamagedError
+from pairforge.snapshot import open_snapshot, verify
+from pairforge.storage import open_storage
+from pipelines import cli, console
+from pipelines.banks import BANK_FILE, BankOrder, build_bank, import_bank, open_bank, pin_bank, read_bank
+from pipelines.catalog import Catalog
+from pipelines.engine import Backend, LocalBackend
+from pipelines.plan import plan_parts, render_settings
+from pipelines.ray_backend import RayBackend
+from pipelines.run import run, stages_of
+from pipelines.settings import RunConfig
+from pipelines.verification import replay_snapshot
+
+MakeConfig = Callable[..., RunConfig]
+KINDS = sorted(GENERATORS)
+
+
+def local(stages: Any, order: Any) -> Backend:
+    return LocalBackend(stages, order)
+
+
+def hashes(url: str | Path) -> list[str]:
+    return [entry.sha256 for entry in open_bank(str(url)).entries]
+
+
+@pytest.fixture(scope="module")
+def banks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bank of every kind."""
+    folder = tmp_path_factory.mktemp("banks")
+    for kind in KINDS:
+        build_bank(BankOrder(kind, 3, 5, str(folder / kind)), local, lambda made: None)
+    return folder
+
+
+def on_local(config: RunConfig, output: str) -> Backend:
+    return LocalBackend(stages_of(config), (render_settings(config), output))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_bank_grows_and_is_the_same_on_ray(banks: Path, tmp_path: Path) -> None:
+    made: list[int] = []
+    order = BankOrder("moire", 11, 5, str(tmp_path / "moire"))
+    build_bank(order, lambda stages, context: RayBackend(stages, context), made.append)
+    assert sum(made) == 11 and hashes(tmp_path / "moire")[:3] == hashes(banks / "moire")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "moire" / "patterns").iterdir()}
+    bank = build_bank(BankOrder("moire", 12, 5, order.url), local, made.append)
+    assert len(bank.entries) == 12 and len(set(hashes(order.url))) == 12
+    assert bank.highest_correlation is not None and bank.highest_correlation <= 0.9
+    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items()), "what was there is kept"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patterns_follow_from_index_and_seed(banks: Path, kind: str) -> None:
+    generator = GENERATORS[kind]
+    again, other = generator.make(1, 5), generator.make(1, 6)
+    stored = cv2.imread(str(banks / kind / open_bank(str(banks / kind)).entries[1].name), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), again)
+    assert again.shape != other.shape or not np.array_equal(again, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_draws_patterns_and_replays_without_the_bank(
+    make_config: MakeConfig, banks: Path, tmp_path: Path, kind: str
+) -> None:
+    bank = tmp_path / "bank"
+    shutil.copytree(banks / kind, bank)
+    name = "flare_overlay" if kind == "flare" else f"{kind}_pattern"
+    recipe = {"name": "p", "version": 1, "category": kind, "variants": 2, "chain": [{"type": name, "severity": 0.7}]}
+    config = make_config(recipes=[recipe], banks={kind: str(bank)})
+    report = run(config, on_local)
+    assert dict(report.fates) == {"kept": 24, "rejected": 0, "failed": 0}
+    shutil.rmtree(bank)
+    snapshot = open_snapshot(config.output)
+    assert verify(snapshot).problems == ()
+    assert replay_snapshot(snapshot, None, 0, 1).problems == ()
+    used = {entry.name for entry in open_storage(config.output).list("patterns/")}
+    assert 1 <= len(used) <= 3
+
+
+def test_another_bank_makes_other_parts(make_config: MakeConfig, banks: Path, tmp_path: Path) -> None:
+    recipe = {"name": "p", "version": 1, "category": "c", "variants": 1}
+    recipe["chain"] = [{"type": "haze_pattern", "severity": 0.5}]
+    build_bank(BankOrder("haze", 3, 6, str(tmp_path / "other")), local, lambda made: None)
+    found = []
+    for url in (banks / "haze", tmp_path / "other"):
+        config = make_config(recipes=[recipe], banks={"haze": str(url)})
+        catalog = Catalog(open_storage(config.output))
+        catalog.scan(config)
+        found.append([part.fingerprint for part in plan_parts(config, catalog)])
+    assert len(found[0]) == len(found[1]) and not set(found[0]) & set(found[1])
+
+
+def test_a_bank_that_changed_since_the_plan_is_named(banks: Path, tmp_path: Path) -> None:
+    shutil.copytree(banks / "rain", tmp_path / "rain")
+    ref = pin_bank("rain", str(tmp_path / "rain"))
+    (tmp_path / "rain" / BANK_FILE).write_bytes((banks / "rain" / BANK_FILE).read_bytes() + b" ")
+    read_bank.cache_clear()
+    with pytest.raises(DamagedError, match=r"bank\.json has changed since the run was planned"):
+        read_bank(ref)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, r"needs a bank of haze patterns: banks: \{haze: URL\}"),
+        ({"banks": {"haze": "nowhere"}}, r"nowhere holds no bank: bank\.json is missing"),
+        ({"banks": {"haze": "RAIN"}}, "holds a bank of rain patterns; haze patterns are wanted"),
+    ],
+)
+def test_a_missing_or_wrong_bank_is_named(
+    make_config: MakeConfig, banks: Path, changes: dict[str, Any], says: str
+) -> None:
+    recipe = {"name": "p", "version": 1, "category": "c", "variants": 1}
+    recipe["chain"] = [{"type": "haze_pattern", "severity": 0.5}]
+    if changes.get("banks") == {"haze": "RAIN"}:
+        changes = {"banks": {"haze": str(banks / "rain")}}
+    with pytest.raises(ValueError, match=says):
+        render_settings(make_config(recipes=[recipe], **changes))
+
+
+def test_pictures_become_a_bank_and_bad_ones_are_named(tmp_path: Path, photo_folder: Path) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(photo_folder, folder)
+    (folder / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    shutil.copy(next((folder / "b").glob("*.png")), folder / "twice.png")
+    bank, refused = import_bank("rain", folder, str(tmp_path / "bank"), "CC0-1.0", "us")
+    assert len(bank.entries) == 12, "equal pictures count once"
+    assert list(refused) == ["a/broken.png"]
+    with pytest.raises(ValueError, match="holds a bank of rain patterns; choose another place"):
+        import_bank("haze", folder, str(tmp_path / "bank"), "CC0-1.0", "us")
+    with pytest.raises(ValueError, match="holds no usable picture"):
+        (tmp_path / "empty").mkdir()
+        import_bank("haze", tmp_path / "empty", str(tmp_path / "new"), "CC0-1.0", "us")
+
+
+def test_the_commands(tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        code = console.guarded(lambda: cli.app([str(argument) for argument in arguments], "pairforge"))
+        return code, *capsys.readouterr()
+
+    url, photo = tmp_path / "moire", next(photo_folder.rglob("*.png"))
+    code, out, _ = call("bank", "build", "moire", "--count", "2", "-o", url, "--local")
+    assert code == 0 and "2 moire patterns" in out and f"banks: {{moire: {url}}}" in out
+    code, out, _ = call("bank", "show", url, "--json")
+    assert json.loads(out)["patterns"] == 2
+    code, out, _ = call("degrade", photo, "--type", "moire_pattern", "--bank", url, "-o", tmp_path / "x.png")
+    assert code == 0 and json.loads(out)["steps"][0]["name"] == "moire_pattern"
+    code, _, said = call("degrade", photo, "--type", "moire_pattern", "-o", tmp_path / "x.png")
+    assert code == 2 and "needs --bank URL, of moire patterns" in said
+    code, _, said = call("degrade", photo, "--type", "jpeg", "--bank", url, "-o", tmp_path / "x.png")
+    assert code == 2 and "takes no --bank" in said
+    code, _, said = call("bank", "build", "sand", "-o", tmp_path / "sand", "--local")
+    assert code == 2 and "'sand' patterns cannot be built; allowed: flare, haze, moire, rain" in said
+    code, _, said = call("bank", "import", "rain", photo_folder, "-o", tmp_path / "rain", "--licence", "CC0-1.0")
+    assert code == 0
