@@ -1,243 +1,277 @@
-"""Falling rain: a drop population seen through an exposure, and the veil of the drops too far to see.
+"""Falling rain: a drop population seen through an exposure, the veil of the drops too far to see, wet ground.
 
-Sources: drop sizes N(D) = 8000 exp(-4.1 R^-0.21 D) per m^3 and mm (Marshall and Palmer 1948); fall speed
-9.65 - 10.3 exp(-0.6 D) m/s (Atlas et al. 1973, Eq. 24); a drop covers a pixel for a fraction of the
-exposure, I' = (1 - alpha) I + alpha E (Garg and Nayar, CVPR 2004, IJCV 2007); E, the radiance of a drop, is
-nearly the mean of a 165-degree environment; veil: extinction of the same population, efficiency 2.
+Sources: the population (rain_drops.py); a drop covers a pixel for a fraction of the exposure,
+I' = (1 - alpha) I + alpha E (Garg and Nayar, CVPR 2004, IJCV 2007; rain_streaks.py); E, the radiance of a drop,
+is nearly the mean of a 165-degree environment; veil: extinction of the same population, efficiency 2; splashes and
+wet ground: rain_ground.py.
 
-Deviations. `streak_gain` and `veil_gain` are artistic: 1 is physics, and physical rain is faint. The size
-and speed laws do not close (they carry up to 1.18 R at low rates); neither is rescaled. The veil counts
-near drops too, a few per cent of it. Drops are spheres: no oscillation glints, no splashes, no wet ground.
-E comes from a wide blur of the photo and is lifted where no sky is in the frame. How streaks are drawn:
-rain_streaks.py.
+Deviations. `streak_gain`, `veil_gain` and `splash_gain` are artistic: 1 is physics, and physical rain is faint. The
+veil counts near drops too, a few per cent of it. Depth that is not metric is moved away where there would be no room
+for rain. E comes from a wide blur of the photo and is lifted where no sky is in the frame; it varies in brightness
+over the frame, not in hue.
 """
+
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from degradations.base import Degradation, Depth, Params, Rendered, Scene
-from degradations.haze import ray_length_m, sky_floor
-from degradations.rain_streaks import Streaks, Values, rasterise
-from pairforge.image import Image, luminance
+from degradations.rain_drops import beta_rain_per_m, draw_drops, min_streak_width_px, project_drops
+from degradations.rain_ground import Ground, draw_splashes, wet_factor, wet_maps
+from degradations.rain_streaks import Streaks, joined, rasterise
+from pairforge.image import Image, Plane, luminance
 from pairforge.rng import Rng, log_uniform
 
-Curve = NDArray[np.float64]
+Codes = NDArray[np.uint16]
 
-_DIAMETER_RANGE_MM = (0.3, 6.0)
-_NEAR_PLANE_M = 0.5
-_MIN_WIDTH_FRAC = 1 / 2048
-"""Thinner streaks, as a share of the image width, belong to the veil."""
-_MAX_DROPS = 24_000
+_ENVIRONMENT_PX = 48
 _OVERCAST_CHROMA = 0.4
+_LEAST_MEDIAN_M = 5.0
+"""In front of nearer things there are but a few drops, so that a close-up at a guessed distance would stay dry."""
+_STRIP_ROWS = 64
 _SKY_FLOOR = 0.5
 """Least transmission of the veil for sky at the top of the frame: rain ends at the cloud."""
 
 
 class RainParams(Params):
-    """`wind_m_s`: across the view, positive to the right. `camera_speed_m_s`: forward. `streak_gain` and
-    `veil_gain` multiply opacity and extinction; 1 is physical. `tilt_sigma_deg`: spread of fall direction
-    between drops. `aperture_m`: lens opening, which blurs drops out of focus; the focus is the
-    median distance of the scene.
+    """`wind_m_s`: across the view, positive to the right. `camera_speed_m_s`: forward. `streak_gain`, `veil_gain`
+    and `splash_gain` multiply opacity of streaks, extinction, and opacity of splashes; 1 is physical.
+    `tilt_sigma_deg`: spread of fall direction between drops. `aperture_m`: lens opening, which blurs drops out of
+    focus; the focus is the median distance of the scene. `wetness`: share of the ground under a film of water.
     """
 
-    rain_rate_mm_h: float
-    exposure_s: float
-    wind_m_s: float
-    camera_speed_m_s: float
-    tilt_sigma_deg: float
-    aperture_m: float
-    streak_gain: float
-    veil_gain: float
+    rain_rate_mm_h: float = Field(ge=0.1, le=300)
+    exposure_s: float = Field(ge=1e-4, le=1)
+    wind_m_s: float = Field(ge=-40, le=40)
+    camera_speed_m_s: float = Field(ge=0, le=60)
+    tilt_sigma_deg: float = Field(ge=0, le=30)
+    aperture_m: float = Field(ge=0, le=0.1)
+    streak_gain: float = Field(ge=0, le=50)
+    veil_gain: float = Field(ge=0, le=50)
+    splash_gain: float = Field(ge=0, le=50)
+    wetness: float = Field(ge=0, le=1)
 
 
 def sample_rain(severity: float, rng: Rng) -> RainParams:
-    """Severity raises rate (4 to 96 mm/h) and both gains; exposure, wind and optics are spread."""
+    """Severity raises rate (4 to 96 mm/h), gains and wetness; exposure, wind and optics are spread.
+
+    A longer exposure makes streaks fainter in proportion; the gain gives back about half of that.
+    """
+    exposure_s = log_uniform(rng, 1 / 200, 1 / 30)
     return RainParams(
         rain_rate_mm_h=float(4.0 * 24.0**severity * rng.uniform(0.9, 1.1)),
-        exposure_s=log_uniform(rng, 1 / 250, 1 / 40),
-        wind_m_s=float(rng.normal(0.0, 1.0 + 2.0 * severity)),
+        exposure_s=exposure_s,
+        wind_m_s=float(np.clip(rng.normal(0.0, 0.8 + 2.0 * severity), -10, 10)),
         camera_speed_m_s=float(min(rng.exponential(1.0), 12.0)),
         tilt_sigma_deg=float(rng.uniform(1.0, 3.0)),
         aperture_m=log_uniform(rng, 0.002, 0.012),
-        streak_gain=float((2.0 + 11.0 * severity) * rng.uniform(0.9, 1.1)),
+        streak_gain=float((2.0 + 14.0 * severity) * (60 * exposure_s) ** 0.5 * rng.uniform(0.9, 1.1)),
         veil_gain=float((1.0 + 1.5 * severity) * rng.uniform(0.9, 1.1)),
+        splash_gain=float((6.0 + 12.0 * severity) * rng.uniform(0.8, 1.2)),
+        wetness=float(severity**0.5 * rng.uniform(0.6, 0.9)),
     )
 
 
 def apply_rain(image_lin: Image, params: RainParams, scene: Scene, rng: Rng) -> Rendered:
     assert scene.depth is not None
-    depth = scene.depth
+    depth, depth_scale = with_room_for_rain(scene.depth)
     height, width = depth.z_m.shape
     min_width_px = min_streak_width_px(params.rain_rate_mm_h, width, height, depth.focal_px)
-    diameter_mm, z_m = draw_drops(params.rain_rate_mm_h, min_width_px, width, height, depth.focal_px, rng)
     focus_m = focus_distance_m(depth)
-    streaks = project_drops(diameter_mm, z_m, params, focus_m, (width, height), depth.focal_px, rng)
-    alpha = rasterise(streaks, depth.z_m, params.streak_gain)
+    ground = Ground(depth)
+    streaks, drop_count, splash_count = falling_and_splashing(params, depth, ground, min_width_px, focus_m, rng)
+    alpha = rasterise(streaks, depth.z_m, 1.0)
 
-    environment = environment_rgb(image_lin, depth)
+    airlight, brightness = environment_of(image_lin, depth)
     beta = beta_rain_per_m(params.rain_rate_mm_h)
-    airlight = environment.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
-    transmission = cv2.exp(ray_length_m(depth) * np.float32(-beta * params.veil_gain))
-    transmission += sky_floor(depth.sky, _SKY_FLOOR) * (1.0 - transmission)
-    out = image_lin - airlight
-    out *= transmission[..., None]
-    out += airlight
-    around = cv2.resize(environment, (width, height), interpolation=cv2.INTER_LINEAR)
-    around -= out
-    around *= alpha[..., None]
-    out += around
+    light = (airlight, brightness)
+    out, codes = compose(image_lin, alpha, depth, beta * params.veil_gain, light, ground, params.wetness)
     return Rendered(
         out,
         image_lin,
-        layers={"rain_alpha": (alpha * 65535 + 0.5).astype(np.uint16)},
+        layers={"rain_alpha": codes[0], "rain_transmission": codes[1]},
         realised={
-            "drop_count": len(z_m),
+            "drop_count": drop_count,
+            "splash_count": splash_count,
             "min_width_px": min_width_px,
             "beta_rain_per_m": beta,
             "beta_veil_per_m": beta * params.veil_gain,
             "focus_m": focus_m,
-            "environment_rgb": [float(value) for value in airlight],
+            "environment_rgb": airlight,
             "mean_alpha": float(alpha.mean()),
+            "ground_share": float(ground.weight.mean()),
+            "depth_scale": depth_scale,
             "depth_is_metric": depth.metric,
         },
     )
 
 
-def slope_per_mm(rain_rate_mm_h: float) -> float:
-    """Lambda of Marshall and Palmer."""
-    return float(4.1 * rain_rate_mm_h**-0.21)
+def compose(
+    image_lin: Image,
+    alpha: Plane,
+    depth: Depth,
+    beta_veil_per_m: float,
+    light: tuple[list[float], Plane],
+    ground: Ground,
+    wetness: float,
+) -> tuple[Image, Codes]:
+    """Wet ground, then veil, then streaks; and as codes (2, H, W) alpha and the transmission of the veil.
+
+    Strip by strip, as what is in between then stays in the cache.
+    """
+    height, width = alpha.shape
+    brightness = widened(light[1], width)
+    share, sheen = (widened(plane, width) for plane in wet_maps(ground, wetness))
+    out = np.empty_like(image_lin)
+    codes = np.empty((2, *alpha.shape), np.uint16)
+    for top in range(0, height, _STRIP_ROWS):
+        rows = np.s_[top : top + _STRIP_ROWS]
+        kept = veil_transmission(depth, beta_veil_per_m, rows)
+        codes[0, rows] = alpha[rows] * np.float32(65535) + np.float32(0.5)
+        codes[1, rows] = kept * np.float32(65535) + np.float32(0.5)
+        clear = np.float32(1) - alpha[rows]
+        kept *= clear
+        # What is added, in units of the airlight: veil seen between streaks, and streaks.
+        clear -= kept
+        clear += heightened(brightness, rows, height) * alpha[rows]
+        wet = heightened(share, rows, height)
+        if wet.any():
+            clear += heightened(sheen, rows, height) * kept
+            kept *= wet_factor(luminance(image_lin[rows]).reshape(kept.shape), wet)
+        channels = cv2.split(image_lin[rows])
+        for channel, airlight in zip(channels, light[0], strict=True):
+            channel *= kept
+            cv2.scaleAdd(clear, airlight, channel, dst=channel)
+        cv2.merge(channels, dst=out[rows])
+    return out, codes
 
 
-def fall_speed_m_s(diameter_mm: Values) -> Values:
-    """Terminal speed in still air; valid from 0.11 mm on."""
-    speed: Values = np.float32(9.65) - np.float32(10.3) * np.exp(np.float32(-0.6) * diameter_mm)
-    return speed
+def widened(small: Plane, width: int) -> Plane:
+    """A small map (h, w) as (h, width)."""
+    wide: Plane = cv2.resize(small, (width, len(small)), interpolation=cv2.INTER_LINEAR)
+    return wide.reshape(len(small), width)
 
 
-def beta_rain_per_m(rain_rate_mm_h: float) -> float:
-    """Extinction of the whole population: integral of N(D) * 2 * pi D^2 / 4, in closed form."""
-    return float(8000.0 * np.pi * 1e-6 / slope_per_mm(rain_rate_mm_h) ** 3)
+def heightened(wide: Plane, rows: slice, height: int) -> Plane:
+    """Some rows of a map (h, W) enlarged to `height` rows."""
+    y = (np.arange(height, dtype=np.float32)[rows] + np.float32(0.5)) * np.float32(len(wide) / height)
+    y = np.clip(y - np.float32(0.5), 0, len(wide) - 1)
+    upper = y.astype(np.int64)
+    between: Plane = wide[np.minimum(upper + 1, len(wide) - 1)]
+    between -= wide[upper]
+    between *= (y - upper).astype(np.float32)[:, None]
+    between += wide[upper]
+    return between
 
 
-def visible_density(rain_rate_mm_h: float, min_width_px: float, focal_px: float) -> tuple[Curve, Curve]:
-    """Diameters in mm and, per mm, the drops a unit solid angle holds that are at least so wide in px."""
-    diameter = np.linspace(*_DIAMETER_RANGE_MM, 2048, dtype=np.float64)
-    z_max = focal_px * diameter * 1e-3 / min_width_px
-    volume = np.maximum(z_max**3 - _NEAR_PLANE_M**3, 0.0) / 3.0
-    density = 8000.0 * np.exp(-slope_per_mm(rain_rate_mm_h) * diameter) * volume
-    return diameter, density
+def falling_and_splashing(
+    params: RainParams, depth: Depth, ground: Ground, min_width_px: float, focus_m: float, rng: Rng
+) -> tuple[Streaks, int, int]:
+    """All streaks, gains included, those of splashes last; and the numbers of drops and splashes."""
+    height, width = depth.z_m.shape
+    diameter_mm, z_m = draw_drops(params.rain_rate_mm_h, min_width_px, width, height, depth.focal_px, rng)
+    streaks = project_drops(
+        diameter_mm,
+        z_m,
+        exposure_s=params.exposure_s,
+        wind_m_s=params.wind_m_s,
+        camera_speed_m_s=params.camera_speed_m_s,
+        tilt_sigma_deg=params.tilt_sigma_deg,
+        aperture_m=params.aperture_m,
+        focus_m=focus_m,
+        size=(width, height),
+        focal_px=depth.focal_px,
+        rng=rng,
+    )
+    streaks = replace(streaks, strength=streaks.strength * np.float32(params.streak_gain))
+    splashes = draw_splashes(
+        params.rain_rate_mm_h,
+        params.exposure_s,
+        params.aperture_m,
+        focus_m,
+        params.splash_gain,
+        ground,
+        depth,
+        rng,
+    )
+    if splashes is None:
+        return streaks, len(z_m), 0
+    return joined([streaks, splashes[0]]), len(z_m), splashes[1]
 
 
-def expected_drops(rain_rate_mm_h: float, min_width_px: float, width: int, height: int, focal_px: float) -> float:
-    """Mean number of drops in view at least `min_width_px` wide."""
-    diameter, density = visible_density(rain_rate_mm_h, min_width_px, focal_px)
-    return float(np.trapezoid(density, diameter)) * width * height / focal_px**2
+def veil_transmission(depth: Depth, beta_per_m: float, rows: slice) -> Plane:
+    """exp(-beta * ray length) of some rows, with the floor of the sky, which ends at the zenith."""
+    height, width = depth.z_m.shape
+    x = (np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)) / np.float32(depth.focal_px)
+    y = np.arange(height, dtype=np.float32)[rows]
+    elevation = np.float32(1) - (y + np.float32(0.5)) / np.float32(height)
+    y = (y - np.float32((height - 1) / 2)) / np.float32(depth.focal_px)
+    path = np.sqrt((x * x + 1)[None, :] + (y * y)[:, None])
+    path *= depth.z_m[rows]
+    path *= np.float32(-beta_per_m)
+    transmission: Plane = cv2.exp(path).reshape(path.shape)
+    floor = depth.sky[rows] * (elevation * np.float32(_SKY_FLOOR))[:, None]
+    np.subtract(np.float32(1), transmission, out=path)
+    path *= floor
+    transmission += path
+    return transmission
 
 
-def min_streak_width_px(rain_rate_mm_h: float, width: int, height: int, focal_px: float) -> float:
-    """Width from which drops are drawn one by one, raised until they are few enough."""
-    limit = width * _MIN_WIDTH_FRAC
-    while expected_drops(rain_rate_mm_h, limit, width, height, focal_px) > _MAX_DROPS:
-        limit *= 1.05
-    return limit
-
-
-def draw_drops(
-    rain_rate_mm_h: float, min_width_px: float, width: int, height: int, focal_px: float, rng: Rng
-) -> tuple[Values, Values]:
-    """Diameters in mm and distances in m of a Poisson population in the viewing frustum."""
-    diameter, density = visible_density(rain_rate_mm_h, min_width_px, focal_px)
-    count = int(rng.poisson(expected_drops(rain_rate_mm_h, min_width_px, width, height, focal_px)))
-    cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
-    size = np.interp(rng.random(count) * cumulative[-1], cumulative, diameter)
-    z_max = np.maximum(focal_px * size * 1e-3 / min_width_px, _NEAR_PLANE_M)
-    near = _NEAR_PLANE_M**3
-    z_m = np.cbrt(near + rng.random(count) * (z_max**3 - near))
-    return size.astype(np.float32), z_m.astype(np.float32)
+def with_room_for_rain(depth: Depth) -> tuple[Depth, float]:
+    """A depth whose metres are assumed, moved away until its median is at least `_LEAST_MEDIAN_M`; and the factor."""
+    median = focus_distance_m(depth)
+    if depth.metric or median >= _LEAST_MEDIAN_M:
+        return depth, 1.0
+    scale = _LEAST_MEDIAN_M / median
+    return replace(depth, z_m=depth.z_m * np.float32(scale)), scale
 
 
 def focus_distance_m(depth: Depth) -> float:
     """Median distance of what is not sky; of everything in an all-sky frame."""
-    ground = depth.z_m[depth.sky < 0.5]
-    return float(np.median(ground if ground.size else depth.z_m))
+    step = max(1, round((depth.z_m.size / 65536) ** 0.5))
+    z_m = depth.z_m[::step, ::step]
+    ground = z_m[depth.sky[::step, ::step] < 0.5]
+    return float(np.median(ground if ground.size else z_m))
 
 
-def project_drops(
-    diameter_mm: Values,
-    z_m: Values,
-    params: RainParams,
-    focus_m: float,
-    size: tuple[int, int],
-    focal_px: float,
-    rng: Rng,
-) -> Streaks:
-    """Where each drop is at the start and the end of the exposure, as a streak in an image of `size` (W, H)."""
-    width, height = size
-    count = len(z_m)
-    x = (rng.random(count, dtype=np.float32) - np.float32(0.5)) * width
-    y = (rng.random(count, dtype=np.float32) - np.float32(0.5)) * height
-    tilt = rng.standard_normal(count, dtype=np.float32) * np.float32(np.deg2rad(params.tilt_sigma_deg))
-    fall = fall_speed_m_s(diameter_mm)
-    speed_x = params.wind_m_s * np.cos(tilt) - fall * np.sin(tilt)
-    speed_y = params.wind_m_s * np.sin(tilt) + fall * np.cos(tilt)
-    half_s = np.float32(0.5 * params.exposure_s)
+def environment_of(image_lin: Image, depth: Depth) -> tuple[list[float], Plane]:
+    """Mean radiance of drops over the frame (RGB), and a small map of how bright it is in parts, mean 1.
 
-    def at(time_s: np.float32) -> tuple[Values, Values]:
-        z = np.maximum(z_m - params.camera_speed_m_s * time_s, 0.3 * z_m)
-        return (x * z_m + focal_px * speed_x * time_s) / z, (y * z_m + focal_px * speed_y * time_s) / z
-
-    (start_x, start_y), (end_x, end_y) = at(-half_s), at(half_s)
-    length = np.maximum(np.hypot(end_x - start_x, end_y - start_y), np.float32(1e-3))
-    sharp_px = focal_px * 1e-3 * diameter_mm / z_m
-    blur_px = focal_px * params.aperture_m * np.abs(1.0 / z_m - 1.0 / focus_m)
-    width_px = np.hypot(sharp_px, blur_px)
-    return Streaks(
-        x=(0.5 * (start_x + end_x) + 0.5 * (width - 1)).astype(np.float32),
-        y=(0.5 * (start_y + end_y) + 0.5 * (height - 1)).astype(np.float32),
-        dir_x=((end_x - start_x) / length).astype(np.float32),
-        dir_y=((end_y - start_y) / length).astype(np.float32),
-        width_px=width_px.astype(np.float32),
-        length_px=length.astype(np.float32),
-        z_m=z_m,
-        # Defocus spreads the same light over a wider streak: the sum of opacity stays.
-        strength=np.square(sharp_px / width_px).astype(np.float32),
-    )
-
-
-def environment_rgb(image_lin: Image, depth: Depth) -> Image:
-    """Radiance of drops over the frame, as a small image: 0.94 of a very wide blur, 0.06 of the mean.
-
-    Sky and the upper rows weigh most. Drops see sky above the frame too, which photos are exposed to
-    render bright: a mean below 0.7 of the photo's 95th percentile is lifted to it. It rains from grey
-    skies: most of the hue is taken out.
+    0.94 of a very wide blur, 0.06 of the mean. Sky and the upper rows weigh most. Drops see sky above the frame too,
+    which photos are exposed to render bright: a mean below 0.7 of the photo's 95th percentile is lifted to it. It
+    rains from grey skies: most of the hue is taken out.
     """
     height, width = image_lin.shape[:2]
-    scale = min(1.0, 48 / max(height, width))
-    size = (max(2, round(width * scale)), max(2, round(height * scale)))
-    small: Image = cv2.resize(image_lin, size, interpolation=cv2.INTER_AREA)
-    sky = cv2.resize(depth.sky, size, interpolation=cv2.INTER_AREA)
+    step = max(1, max(height, width) // _ENVIRONMENT_PX)
+    size = (max(1, width // step), max(1, height // step))
+    whole = np.s_[: size[1] * min(step, height), : size[0] * min(step, width)]
+    small: Image = cv2.resize(image_lin[whole], size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], 3)
+    sky = cv2.resize(depth.sky[whole], size, interpolation=cv2.INTER_AREA).reshape(size[::-1])
     upper = 1.0 - (np.arange(size[1], dtype=np.float32) + 0.5) / size[1]
     weight = sky + (0.1 + 0.3 * upper * upper)[:, None]
     sigma = 0.35 * max(size)
-    blurred = cv2.GaussianBlur(small * weight[..., None], (0, 0), sigma)
-    blurred /= cv2.GaussianBlur(weight, (0, 0), sigma)[..., None]
-    ambient = small.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
-    environment: Image = np.float32(0.94) * blurred + np.float32(0.06) * ambient
-    grey = luminance(environment)[..., None]
-    environment = grey + np.float32(_OVERCAST_CHROMA) * (environment - grey)
+    weighted = cv2.GaussianBlur(small * weight[..., None], (0, 0), sigma).reshape(small.shape)
+    blurred = weighted / cv2.GaussianBlur(weight, (0, 0), sigma).reshape(size[::-1])[..., None]
+    environment = np.float32(0.94) * blurred + np.float32(0.06) * small.mean(axis=(0, 1), dtype=np.float32)
+    light = luminance(environment).reshape(size[::-1])
+    grey = max(float(light.mean()), 1e-4)
     bright = float(np.quantile(luminance(small), 0.95))
-    lift = 0.7 * bright / max(float(luminance(environment).mean()), 1e-4)
-    return environment * np.float32(max(1.0, lift))
+    lift = max(1.0, 0.7 * bright / grey)
+    mean = environment.mean(axis=(0, 1), dtype=np.float64)
+    airlight = lift * (grey + _OVERCAST_CHROMA * (mean - grey))
+    return [float(value) for value in airlight], light * np.float32(1 / grey)
 
 
 RAIN = Degradation(
     name="rain",
-    version=1,
+    version=2,
     params_type=RainParams,
     sample=sample_rain,
     apply=apply_rain,
     space="linear",
     needs=frozenset({"depth"}),
-    source="Garg and Nayar, IJCV 2007; Marshall and Palmer 1948; Atlas et al. 1973",
+    source="Garg and Nayar, IJCV 2007; Marshall and Palmer 1948; Atlas et al. 1973; wet ground: Angstrom 1925",
 )
