@@ -153,25 +153,34 @@ def replay_with(base: Pixels, steps: Sequence[Step], scene: Scene, catalog: Mapp
     """
     scene = replace(scene, base_size_px=(base.shape[0], base.shape[1]))
     space: str = "linear" if steps and _find(steps[0], catalog).space == "linear" else "srgb"
-    image = target = pixels_to_linear(base) if space == "linear" else to_float(base)
+    image = target = clean = _decode[space](base)
     layers: dict[str, Layer] = {}
     realised: dict[str, Any] = {}
     for index, step in enumerate(steps):
         degradation = _find(step, catalog)
         if degradation.space != space:
-            convert = srgb_to_linear if degradation.space == "linear" else linear_to_srgb
-            clean = target is image
-            image = convert(image)
-            target = image if clean else convert(target)
             space = degradation.space
+            image, target, clean = _convert(image, target, clean, space, base)
         image, target, rendered = _apply_step(degradation, step, image, target, scene)
         realised[f"{index}_{step.name}"] = dict(rendered.realised)
         for name, layer in rendered.layers.items():
             layers[name if name not in layers else f"{name}_{index}"] = layer
     if space == "linear":
-        target = linear_to_srgb(target) if target is not image else image
-        image = linear_to_srgb(image)
+        image, target, _ = _convert(image, target, clean, "srgb", base)
     return Rendered(image, target, layers, realised)
+
+
+_decode: Mapping[str, Callable[[Pixels], Image]] = {"linear": pixels_to_linear, "srgb": to_float}
+
+
+def _convert(image: Image, target: Image, clean: Image, space: str, base: Pixels) -> tuple[Image, Image, Image]:
+    """Image, target and the untouched base in another space; what is still the base is decoded again, exactly."""
+    convert = srgb_to_linear if space == "linear" else linear_to_srgb
+    fresh = _decode[space](base)
+    converted = fresh if image is clean else convert(image)
+    if target is clean:
+        return converted, fresh, fresh
+    return converted, converted if target is image else convert(target), fresh
 
 
 def _find(step: Step, catalog: Mapping[str, Degradation[Any]]) -> Degradation[Any]:
