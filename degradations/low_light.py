@@ -6,56 +6,66 @@ CVPR 2018) and ELD (Wei et al., CVPR 2020). Curve: Lv, Li, Lu, IJCV 2021.
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
 
 from degradations.base import Degradation, Params, Rendered, Scene
 from degradations.sensor import (
     RGB_TO_YCC,
-    YCC_TO_RGB,
+    TABLE_LIGHT,
     SensorParams,
-    demosaic,
-    draw_noise,
-    finish,
-    look_up,
-    mosaic,
+    Share,
+    display_root,
+    photograph,
     raw_matrix,
-    reprocess_root,
+    rgb_matrix,
     sample_sensor,
     scene_light,
 )
-from pairforge.image import Image, Plane
+from pairforge.image import LUMA_LIN, Image, Plane
 from pairforge.rng import Rng, log_uniform
 
-_HEADROOM_FROM = 0.8
+_HEADROOM_FROM = 0.9
+_METER_REFERENCE = 0.18
+_METER_STRIDE_PX = 8
+_CURVE_STEPS = 65535
 
 
 class LowLightParams(SensorParams):
-    """The sensor gets `1 / exposure_ratio` of the light; `digital_gain` restores part of it, noise included.
+    """The sensor gets `1 / exposure_ratio` of the light; a digital gain restores part of it, noise included.
 
-    Light sources that the clean photo clipped are `headroom` times as bright as its white. Light falls off
-    by `vignetting_frac` at the corners. `black_offset` is the error of the black level per channel, as a
-    fraction of the white level. The white-balance gains are wrong by the factors `wb_error` (red, blue).
-    The ISP damps chroma by half where the square root of displayed luma is `chroma_fade_root`.
+    The gain is `digital_gain * (0.18 / m) ** metering_share`, at least 1 and at most `exposure_ratio`: an automatic
+    exposure that lifts a scene whose mean scene light m is below 0.18, partly at 0, fully at 1. Light sources
+    that the clean photo clipped are `headroom` times as bright as its white. Light falls off by
+    `vignetting_frac` at the corners. `black_offset` is the error of the black level per channel, as a fraction of
+    the white level. The white-balance gains are wrong by the factors `wb_error` (red, blue). The ISP damps chroma
+    by half where the square root of displayed luma is `chroma_fade_root`.
     """
 
-    exposure_ratio: float
-    digital_gain: float
-    headroom: float
-    vignetting_frac: float
+    exposure_ratio: float = Field(ge=1.0, le=1000.0)
+    digital_gain: float = Field(ge=0.01, le=1000.0)
+    metering_share: Share
+    headroom: float = Field(ge=1.0, le=1000.0)
+    vignetting_frac: float = Field(ge=0.0, le=0.95)
     black_offset: tuple[float, float, float]
     wb_error: tuple[float, float]
-    chroma_fade_root: float
+    chroma_fade_root: float = Field(ge=0.0, le=1.0)
 
 
 def sample_low_light(severity: float, rng: Rng) -> LowLightParams:
-    """Ratio 1.25 to 64: the published range begins at 2, one stop, which is more than barely visible."""
+    """Ratio 1.25 to 64: the published range begins at 2, one stop, which is more than barely visible.
+
+    The darker, the more the gain depends on the scene: a camera near its limit, not one in daylight.
+    """
     ratio = min(64.0, 1.25 * 51.2**severity * log_uniform(rng, 0.9, 1.1))
-    sensor = sample_sensor(1e-4 * 4**severity * log_uniform(rng, 0.8, 1.25), severity, rng)
+    sensor = sample_sensor(1e-4 * 2**severity * log_uniform(rng, 0.8, 1.25), severity, rng)
     offset = 2 / 16383 * (0.25 + 0.75 * severity) * rng.standard_normal(3)
-    balance = np.exp((0.02 + 0.08 * severity) * rng.standard_normal(2))
+    balance = np.exp((0.02 + 0.06 * severity) * rng.standard_normal(2))
     return LowLightParams(
         **sensor.model_dump(),
         exposure_ratio=ratio,
-        digital_gain=ratio ** float(rng.uniform(0.4, 0.65)),
+        digital_gain=ratio ** float(rng.uniform(0.45, 0.65)),
+        metering_share=severity * float(rng.uniform(0.5, 0.9)),
         headroom=log_uniform(rng, 2.0, 12.0),
         vignetting_frac=float(rng.uniform(0.05, 0.1 + 0.4 * severity)),
         black_offset=(float(offset[0]), float(offset[1]), float(offset[2])),
@@ -64,63 +74,86 @@ def sample_low_light(severity: float, rng: Rng) -> LowLightParams:
     )
 
 
-def _brighten_highlights(scene_lin: Image, headroom: float) -> Image:
-    """Scene light whose brightest fifth rises to `headroom`: what the clean photo clipped, guessed."""
-    peak = cv2.transform(scene_lin, np.full((1, 3), 1 / 3, np.float32))
-    rise = np.clip((peak - _HEADROOM_FROM) / (1 - _HEADROOM_FROM), 0, 1)
+def _metered_gain(image_lin: Image, params: LowLightParams) -> tuple[float, float]:
+    """Digital gain and the mean scene light it was metered on, clipped lamps counting as white."""
+    sampled = np.ascontiguousarray(image_lin[::_METER_STRIDE_PX, ::_METER_STRIDE_PX])
+    light = cv2.transform(scene_light(sampled), np.array([LUMA_LIN], np.float32))
+    metered = max(float(np.minimum(light, np.float32(1)).mean(dtype=np.float64)), 1e-6)
+    gain = params.digital_gain * (_METER_REFERENCE / metered) ** params.metering_share
+    return min(max(gain, 1.0), params.exposure_ratio), metered
+
+
+def _headroom(scene_lin: Image, headroom: float) -> Plane:
+    """Factor (H, W) by which the brightest tenth rises to `headroom`: what the clean photo clipped, guessed."""
+    slope = 1 / (1 - _HEADROOM_FROM)
+    rise: Plane = cv2.transform(scene_lin, np.array([[slope / 3] * 3 + [-slope * _HEADROOM_FROM]], np.float32))
+    cv2.threshold(rise, 0, 0, cv2.THRESH_TOZERO, rise)
+    cv2.threshold(rise, 1, 1, cv2.THRESH_TRUNC, rise)
     rise *= rise
     rise *= np.float32(headroom - 1)
     rise += np.float32(1)
-    brightened: Image = cv2.multiply(scene_lin, cv2.merge([rise] * 3))
-    return brightened
+    return rise
 
 
-def _exposure(height: int, width: int, params: LowLightParams) -> Plane:
-    """Share of the light that arrives (H, W): 1 - v r^2, r = 1 at the corners, over the exposure ratio."""
-    y = (np.arange(height, dtype=np.float32) + 0.5) / height * 2 - 1
-    x = (np.arange(width, dtype=np.float32) + 0.5) / width * 2 - 1
-    aspect = width / height
-    squared = (y * y)[:, None] + (x * x * aspect**2)[None, :]
-    squared *= np.float32(-params.vignetting_frac / (1 + aspect**2))
-    squared += np.float32(1)
-    return np.multiply(squared, np.float32(1 / params.exposure_ratio), out=squared)
+def _exposure(size: tuple[int, int], params: LowLightParams) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Column (H, 1) and row (1, W) whose sum is the share of the light that arrives.
+
+    It is 1 - v r^2, with r = 1 at the corners, over the exposure ratio.
+    """
+    height, width = size
+    y = (np.arange(height) + 0.5) / height * 2 - 1
+    x = ((np.arange(width) + 0.5) / width * 2 - 1) * width / height
+    fall = params.vignetting_frac / (1 + (width / height) ** 2)
+    column, row = (1 - fall * y * y) / params.exposure_ratio, -fall * x * x / params.exposure_ratio
+    return column[:, None].astype(np.float32), row[None].astype(np.float32)
 
 
 def _fade_chroma(root: Image, fade_root: float) -> Image:
     """Chroma times y / (y + fade_root), as ISPs damp coloured noise in shadows."""
-    luma, *chroma = cv2.split(cv2.transform(root, RGB_TO_YCC))
-    share = luma / (luma + np.float32(fade_root + 1e-6))
-    faded: Image = cv2.transform(cv2.merge([luma, *(plane * share for plane in chroma)]), YCC_TO_RGB)
-    return np.maximum(faded, np.float32(0), out=faded)
-
-
-def _develop(raw: Image, params: LowLightParams) -> Image:
-    """Square root of displayed light of a raw frame: saturation, gain, white balance, colour, tone."""
-    clipped = np.minimum(raw, np.float32(1))
-    clipped *= np.float32(params.digital_gain)
-    return reprocess_root(clipped, params, params.wb_error)
+    luma = cv2.transform(root, RGB_TO_YCC[:1])
+    grey = cv2.cvtColor(luma, cv2.COLOR_GRAY2RGB)
+    faded: Image = cv2.blendLinear(root, grey, luma, np.full_like(luma, fade_root), grey)
+    return faded
 
 
 def apply_low_light(image_lin: Image, params: LowLightParams, scene: Scene, rng: Rng) -> Rendered:
-    light = _brighten_highlights(scene_light(image_lin), params.headroom)
-    exposure = _exposure(image_lin.shape[0], image_lin.shape[1], params)
-    raw: Image = cv2.transform(cv2.multiply(light, cv2.merge([exposure] * 3)), raw_matrix(params))
-    noise, poisson_frac = draw_noise(mosaic(raw), params, rng)
-    raw += np.array(params.black_offset, np.float32)
-    clean_root = _develop(raw, params)
-    noisy_root = _develop(np.add(raw, demosaic(noise), out=raw), params)
-    root = _fade_chroma(finish(clean_root, noisy_root, params), params.chroma_fade_root)
+    size = (image_lin.shape[0], image_lin.shape[1])
+    gain, metered = _metered_gain(image_lin, params)
+    to_raw, to_rgb = raw_matrix(params), rgb_matrix(params, params.wb_error).astype(np.float64) * gain
+    offset = (to_rgb * np.array(params.black_offset)).sum(axis=1, keepdims=True)
+    to_rgb = (np.hstack([to_rgb, offset]) * TABLE_LIGHT).astype(np.float32)
+    column, row = _exposure(size, params)
+
+    def expose(rows: slice, out: Image) -> None:
+        light = scene_light(image_lin[rows], out)
+        share = column[rows] + row
+        if float(light.max()) > _HEADROOM_FROM:
+            share *= _headroom(light, params.headroom)
+        cv2.transform(light, to_raw, light)
+        light *= cv2.cvtColor(share, cv2.COLOR_GRAY2RGB)
+
+    def develop(raw: Image, out: Image) -> None:
+        """Saturation, black level, gain, white balance, colour, tone."""
+        if float(raw.max()) > 1.0:
+            cv2.threshold(raw, 1, 1, cv2.THRESH_TRUNC, raw)
+        root = _fade_chroma(display_root(cv2.transform(raw, to_rgb, raw)), params.chroma_fade_root)
+        np.square(root, out=out)
+
+    image, poisson_frac = photograph(expose, develop, size, params, rng)
+    sampled = image[::_METER_STRIDE_PX, ::_METER_STRIDE_PX, 1]
     realised = {
+        "digital_gain": gain,
+        "metered_light": metered,
         "poisson_frac": poisson_frac,
-        "black_frac": float(np.mean(root < 0.01)),
-        "median_light": float(np.median(root[..., 1])) ** 2,
+        "black_frac": float(np.mean(sampled < 1e-4)),
+        "median_light": float(np.median(sampled)),
     }
-    return Rendered(np.multiply(root, root, out=root), image_lin, realised=realised)
+    return Rendered(image, image_lin, realised=realised)
 
 
 LOW_LIGHT = Degradation(
     name="low_light",
-    version=1,
+    version=2,
     params_type=LowLightParams,
     sample=sample_low_light,
     apply=apply_low_light,
@@ -133,9 +166,9 @@ LOW_LIGHT = Degradation(
 class LowLightCurveParams(Params):
     """beta * (alpha * J) ** gamma of code values: a tone curve. Its gamma is no exposure ratio."""
 
-    alpha: float
-    beta: float
-    gamma: float
+    alpha: float = Field(ge=0.0, le=1.0)
+    beta: float = Field(ge=0.0, le=1.0)
+    gamma: float = Field(ge=0.1, le=10.0)
 
 
 def sample_low_light_curve(severity: float, rng: Rng) -> LowLightCurveParams:
@@ -148,14 +181,16 @@ def sample_low_light_curve(severity: float, rng: Rng) -> LowLightCurveParams:
 
 
 def apply_low_light_curve(image: Image, params: LowLightCurveParams, scene: Scene, rng: Rng) -> Rendered:
-    code = np.linspace(0, 1, 65536)
+    code = np.linspace(0, 1, _CURVE_STEPS + 1)
     curve = params.beta * (params.alpha * code) ** params.gamma
-    return Rendered(look_up(np.clip(image, 0, 1), curve.astype(np.float32)), image)
+    index = cv2.multiply(image.reshape(len(image), -1), float(_CURVE_STEPS), dtype=cv2.CV_16U)
+    dark: Image = cv2.LUT(index, curve.astype(np.float32))
+    return Rendered(dark.reshape(image.shape), image)
 
 
 LOW_LIGHT_CURVE = Degradation(
     name="low_light_curve",
-    version=1,
+    version=2,
     params_type=LowLightCurveParams,
     sample=sample_low_light_curve,
     apply=apply_low_light_curve,
