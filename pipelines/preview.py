@@ -115,6 +115,8 @@ def contact_sheet(
 
 
 def _cell(sample: Sample, lq: Pixels, hq: Pixels, thumb_px: int) -> Pixels:
+    if lq.shape != hq.shape:
+        lq = cv2.resize(lq, hq.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     half = (thumb_px - 2) // 2
     enlarge = 1 if max(lq.shape[:2]) > thumb_px else 2
     box = _detail(lq, hq, half // enlarge)
@@ -144,12 +146,13 @@ def caption(sample: Sample) -> tuple[list[str], list[str]]:
     """Pieces of the two lines under a pair: category, steps with severity, source; telling parameters."""
     steps = " > ".join(f"{step.name} {step.severity:.2f}" for step in sample.steps) or "imported"
     each = max(1, _PARAMETERS_SHOWN // max(1, len(sample.steps)))
-    drawn = [piece for step in sample.steps for piece in _telling(step)[:each]]
+    drawn = [piece for step in sample.steps for piece in telling(step)[:each]]
     source = sample.source.uri.rpartition("/")[2].rpartition("#")[2]
     return [f"{sample.category}: {steps}", source], drawn
 
 
-def _telling(step: Step) -> list[str]:
+def telling(step: Step) -> list[str]:
+    """The drawn parameters that say most of a step, as `name value`."""
     known = [name for name in _TELLING.get(step.name, "").split() if name in step.params]
     return [f"{name} {_short(step.params[name])}" for name in known or step.params]
 
