@@ -1,7 +1,7 @@
 """What a backend of the ground-truth line must offer: measure, generate, judge, write prompts; and what can go wrong.
 
 A backend says who it is (`name`, `revision`); both go into every record. A weight-free one never takes the name of
-a model. What can go wrong with one request is a `BackendError` with a typed `Trouble`, never a bare exception of a library.
+a model. What can go wrong with one request is a `BackendError` with a typed `Trouble`, never an exception of a library.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ TRANSIENT = frozenset({Trouble.QUOTA, Trouble.TIMEOUT, Trouble.UNAVAILABLE})
 
 
 class BackendError(Exception):
-    """One request gave nothing usable. `detail` is for people and holds no secret; `retry_after_s` as the service said."""
+    """One request gave nothing usable. `detail` is for people, without secrets; `retry_after_s` as the service said."""
 
     def __init__(self, trouble: Trouble, detail: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{trouble}: {detail}")
