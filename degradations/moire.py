@@ -1,301 +1,309 @@
-"""Moiré: the image is shown on an RGB-stripe display and photographed by a Bayer camera. Linear light.
+"""Moiré: the image is shown on a display of subpixels and photographed by a Bayer camera. Linear light.
 
 Image formation: Liu et al., "Demoir'eing of Camera-Captured Screen Images Using Deep Convolutional Neural
-Network" (2018): display mask, projective view, lens, colour filter array, demosaicing. Tilt range: UniDemoiré
-(Yang et al., AAAI 2025).
+Network" (2018): display mask, projective view, lens, colour filter array, demosaicing.
 
 The display mask is never drawn. Light of colour c on the screen is `J_c(u) * m_c(u) / mean(m_c)`, with `m_c`
 periodic in screen pixels u = (u, v). Its Fourier series is evaluated at every photosite,
 
-    1 + sum_(n,m) 2 sinc(n fill_x / 3) sinc(m fill_y) H(f) cos 2pi(n (u - o_c) + m v),
-    f = n grad u + m grad v,   H(f) = exp(-2 pi^2 sigma^2 |f|^2) sinc(f_x) sinc(f_y),
+    1 + sum_h 2 |a_h| H(f) cos(2 pi h.u + arg a_h),   f = h_u grad u + h_v grad v,
+    a_h = sinc(h_u w_c) sinc(h_v h_c) mean of exp(-2 pi i h.o) over the apertures at o, w_c x h_c each,
+    H(f) = exp(-2 pi^2 sigma^2 |f|^2) sinc(f_x) sinc(f_y),
 
 so lens and photosite average it before it is sampled, as in a camera, and what aliases is what must. One
-value per photosite is enough, since the mosaic keeps one colour there.
+value per photosite is enough, since the mosaic keeps one colour there. `moire_reference.py` draws the mask.
 
-Deviations: H uses the local frequency of the mask (its change across a photosite is neglected); lens and
-photosite act on image content apart from the mask, and the display's sampling of content is an area average
-per screen pixel with bilinear reconstruction; camera filters match the display primaries (no crosstalk);
-sensor noise, sharpening and coding are steps of their own. `artistic_gain` other than 1 departs from physics:
-where one screen pixel covers about one photosite (pitch ratio 1), physical contrast is only 2..5 %.
+Deviations: H uses the local frequency of the mask (its change across a photosite is neglected); lens,
+photosite and aperture act on image content apart from the mask, at the scale of the frame centre; camera
+filters match the display primaries (no crosstalk); sensor noise, sharpening and coding are steps of their own.
+`artistic_gain` other than 1 departs from physics.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from degradations.base import Degradation, Params, Rendered, Scene
-from pairforge.image import Image, Plane, luminance
+from degradations.base import Degradation, Rendered, Scene
+from degradations.moire_camera import alias_frequencies, cfa_sites, demosaic, low_pass_taps, transfer
+from degradations.moire_screen import (
+    Floats,
+    Layout,
+    MoireParams,
+    View,
+    apertures,
+    display,
+    inscribing_zoom,
+    look_up,
+    screen_position,
+    sensor_grid,
+    view_of,
+)
+from pairforge.image import LUMA_LIN, Image, Plane
 from pairforge.rng import Rng, log_uniform
 
-Floats = NDArray[np.floating[Any]]
-
 _MAX_HARMONIC = 8
-_LEAST_AMPLITUDE = 1.5e-3
-"""Harmonics that nowhere reach this share of the mean are below one 8-bit code and are left out."""
-
-# Malvar, He, Cutler, "High-quality linear interpolation for demosaicing of Bayer-patterned color images"
-# (ICASSP 2004), figure 2: green at red/blue; a colour at green, along its row; the opposite colour.
-_GREEN = np.array([[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]])
-_ALONG = np.array([[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]])
-_ACROSS = np.array([[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]])
-_OTHER = {"R": "B", "B": "R"}
+_LEAST_AMPLITUDE, _LEAST_SHARE = 2.5e-3, 1e-2
+"""Harmonics that nowhere reach this amplitude (0.2 of an 8-bit code in mid grey) or this share of the strongest
+one are left out."""
+_EVEN = 4e-3
+"""An amplitude that changes less than this over the frame is taken as constant."""
+_CELLS = 24
 
 
-class MoireParams(Params):
-    """`pitch_ratio`: photosites per screen pixel at the frame centre. `tilt_x_deg` turns the screen about the
-    vertical axis of the frame, `tilt_y_deg` about the horizontal one. `focal_frac` is of the long side,
-    `radial_k1` of the half diagonal, `fill_x` of a stripe (a third of a screen pixel), `fill_y` of a pixel.
-    `lens_sigma_px` is in photosites. `artistic_gain` multiplies the contrast of the mask; 1 is physical."""
+class Resonance(NamedTuple):
+    """A harmonic of a layout (cycles per screen pixel) near a point of the mosaic's reciprocal lattice (cycles
+    per photosite): from there it shows as wide bands. `tilt_deg` keeps it there over most of a frame."""
 
-    pitch_ratio: float
-    tilt_x_deg: float
-    tilt_y_deg: float
-    roll_deg: float
-    focal_frac: float
-    radial_k1: float
-    fill_x: float
-    fill_y: float
-    stripe_order: Literal["RGB", "BGR"]
-    phase_x_cyc: float
-    phase_y_cyc: float
-    lens_sigma_px: float
-    cfa: Literal["RGGB", "GRBG", "GBRG", "BGGR"]
-    artistic_gain: float
+    layout: Layout
+    harmonic: tuple[float, float]
+    lattice: tuple[float, float]
+    tilt_deg: float
 
 
-def sample_moire(severity: float, rng: Rng) -> MoireParams:
-    """Severity sets the contrast of the strongest harmonic where a 3:2 frame shows it most. Sharpness yields it
-    as far as it can, `artistic_gain` the rest. Pitch lies near a resonance of the mosaic: 2 (red and blue), 1
-    (all colours), seldom elsewhere."""
-    detuning = log_uniform(rng, 0.03, 0.16) * float(rng.choice((-1.0, 1.0)))
-    pitches = (2 * (1 + detuning), 1 + detuning, log_uniform(rng, 0.7, 3.5))
-    pitch_ratio = pitches[int(rng.choice(3, p=[0.6, 0.28, 0.12]))]
-    # Near pitch 1 a strong tilt would leave the resonance within a few pixels and show a mesh, not bands.
-    tilt_deg = 6.0 if pitch_ratio > 1.4 else 2.5
-    fill_x = float(rng.uniform(0.6, 0.9))
-    contrast = (0.02 + 0.45 * severity**1.4) * log_uniform(rng, 0.87, 1.15)
-    sharpest = 2 * float(np.sinc(fill_x / 3)) * max(abs(float(np.sinc(1 / pitch_ratio))), 0.02)
-    wanted_sigma_px = pitch_ratio * np.sqrt(max(np.log(sharpest / contrast), 0.0) / 2) / np.pi
-    lens_sigma_px = float(np.clip(wanted_sigma_px, 0.28, 0.9)) * float(rng.uniform(0.85, 1.15))
-    physical = MoireParams.model_validate(
+COLOUR_BANDS = Resonance("stripe", (1, 0), (0.5, 0), 5.0)
+"""Pitch near 2: red and blue alias, green does not; magenta and green bands."""
+PENTILE_BANDS = Resonance("pentile", (0.5, 0.5), (0.5, 0.5), 4.0)
+"""Pitch near 1: the chequerboard of red and blue; orange and blue bands."""
+ALL_COLOURS = Resonance("stripe", (1, 0), (1, 0), 2.5)
+"""Pitch near 1: all photosites alias, but each averages nearly a whole period; faint rainbows."""
+DELTA_BANDS = Resonance("delta", (0, 1), (0, 0.5), 5.0)
+"""Pitch near 2: rows of pixels; drawn for banks only, since tall apertures leave little of it."""
+_RESONANCES, _SHARES = (COLOUR_BANDS, PENTILE_BANDS, ALL_COLOURS), (0.74, 0.14, 0.12)
+
+
+def aimed(params: MoireParams, resonance: Resonance, detuning: tuple[float, float]) -> MoireParams:
+    """`params` with the pitch and roll that put the harmonic `detuning` cycles per px beside its lattice point."""
+    wanted = complex(resonance.lattice[0] + detuning[0], resonance.lattice[1] + detuning[1])
+    for _ in range(6):  # Tilt moves the frequency by less than a tenth, so each round gains a digit.
+        ratio = complex(*centre_frequency(params, *resonance.harmonic)) / wanted
+        # More roll turns the screen's axes the other way as the camera sees them.
+        turned_deg = params.roll_deg + float(np.degrees(np.angle(ratio)))
+        params = params.model_copy(update={"pitch_ratio": params.pitch_ratio * abs(ratio), "roll_deg": turned_deg})
+    return params
+
+
+def _draw_detuning(resonance: Resonance, rng: Rng) -> tuple[float, float]:
+    """Bands 9 to 60 px wide; at whole frequencies not wider than 14 px, since the photosite averages those."""
+    if resonance is ALL_COLOURS:
+        return float(rng.choice((-1.0, 1.0)) * rng.uniform(0.07, 0.12)), float(rng.uniform(-0.08, 0.08))
+    radius, angle = log_uniform(rng, 0.016, 0.11), rng.uniform(0, 2 * np.pi)
+    return float(radius * np.cos(angle)), float(radius * np.sin(angle))
+
+
+def draw_screen(resonance: Resonance, detuning: tuple[float, float], rng: Rng) -> MoireParams:
+    """A sharp, physical view of a screen at a resonance; all else is drawn from the ranges of the sources."""
+    params = MoireParams.model_validate(
         {
-            "pitch_ratio": pitch_ratio,
-            "tilt_x_deg": float(np.clip(rng.normal(0, tilt_deg), -20, 20)),
-            "tilt_y_deg": float(np.clip(rng.normal(0, tilt_deg), -20, 20)),
-            "roll_deg": float(np.clip(rng.normal(0, 3), -15, 15)),
+            "layout": resonance.layout,
+            "stripe_order": str(rng.choice(["RGB", "BGR"], p=[0.8, 0.2])),
+            "fill_x": float(rng.uniform(0.6, 0.9)),
+            "fill_y": float(rng.uniform(0.7, 0.8 if resonance is DELTA_BANDS else 0.95)),
+            "pitch_ratio": 2.0,
+            "tilt_x_deg": float(np.clip(rng.normal(0, resonance.tilt_deg), -20, 20)),
+            "tilt_y_deg": float(np.clip(rng.normal(0, resonance.tilt_deg), -20, 20)),
+            "roll_deg": 0.0,
             "focal_frac": float(rng.uniform(0.75, 1.4)),
             "radial_k1": float(rng.uniform(-0.05, 0.05)),
-            "fill_x": fill_x,
-            "fill_y": float(rng.uniform(0.7, 0.95)),
-            "stripe_order": str(rng.choice(["RGB", "BGR"], p=[0.8, 0.2])),
             "phase_x_cyc": float(rng.uniform(0, 1)),
             "phase_y_cyc": float(rng.uniform(0, 1)),
-            "lens_sigma_px": lens_sigma_px,
+            "lens_sigma_px": 0.25,
             "cfa": str(rng.choice(["RGGB", "GRBG", "GBRG", "BGGR"])),
             "artistic_gain": 1.0,
         }
     )
-    seen = harmonics(physical, view_of(physical, 1500, 1000), 1500, 1000)
-    strongest = max((float(np.abs(amplitude).max()) for _, _, amplitude in seen), default=_LEAST_AMPLITUDE)
-    return physical.model_copy(update={"artistic_gain": float(np.clip(contrast / strongest, 0.05, 10.0))})
+    return aimed(params, resonance, detuning)
 
 
-@dataclass(frozen=True)
-class View:
-    """Sensor to screen: radial bend, then homography, both about the frame centre, in sensor px."""
+def sample_moire(severity: float, rng: Rng) -> MoireParams:
+    """Severity sets the contrast of the resonant harmonic at the frame centre, 0.03 to 0.75 of the mean (less at
+    pitch 1). Focus yields it as far as it can, `artistic_gain` the rest; near pitch 2 that is 1.
 
-    homography: NDArray[np.float64]
-    bend_per_px2: float
-
-
-def view_of(params: MoireParams, width: int, height: int) -> View:
-    """Pinhole camera one focal length from a turned screen; scale 1 at the centre but for foreshortening."""
-    tilt_x, tilt_y, roll = np.radians([params.tilt_x_deg, params.tilt_y_deg, params.roll_deg])
-    about_y = np.array([[np.cos(tilt_x), 0, np.sin(tilt_x)], [0, 1, 0], [-np.sin(tilt_x), 0, np.cos(tilt_x)]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(tilt_y), -np.sin(tilt_y)], [0, np.sin(tilt_y), np.cos(tilt_y)]])
-    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
-    axis_x, axis_y, normal = about_z @ about_x @ about_y
-    # Ray d meets the plane through P = (0, 0, 1) at d (n.P) / (n.d); the rows map d to that, on its axes.
-    rows = [normal[2] * axis_x - axis_x[2] * normal, normal[2] * axis_y - axis_y[2] * normal, normal]
-    focal_px = params.focal_frac * max(width, height)
-    scale = np.diag([focal_px, focal_px, 1.0])
-    homography = scale @ np.stack(rows) @ np.linalg.inv(scale)
-    return View(homography / homography[2, 2], params.radial_k1 * 4 / (width**2 + height**2))
+    Pitch and roll lie where a harmonic shows as bands, which is where people notice moiré: 0.87 to 1.2 and
+    1.6 to 2.6. Elsewhere a mesh of single pixels shows, at any severity.
+    """
+    resonance = _RESONANCES[int(rng.choice(len(_RESONANCES), p=_SHARES))]
+    params = draw_screen(resonance, _draw_detuning(resonance, rng), rng)
+    contrast = (0.03 + 0.72 * severity**0.85) * float(rng.uniform(0.92, 1.08))
+    if resonance is not COLOUR_BANDS:
+        contrast *= 0.35 if resonance is ALL_COLOURS else 0.7
+    f_x, f_y = centre_frequency(params, *resonance.harmonic)
+    sigma = np.sqrt(max(np.log(contrast_of(params, resonance, 0.0) / contrast), 0.0) / 2) / np.pi / np.hypot(f_x, f_y)
+    sigma = float(np.clip(sigma, 0.25, 0.85))
+    gain = float(np.clip(contrast / contrast_of(params, resonance, sigma), 1.0, 10.0))
+    return params.model_copy(update={"lens_sigma_px": sigma, "artistic_gain": gain})
 
 
-def screen_position(x_px: Floats, y_px: Floats, view: View) -> tuple[Floats, Floats]:
-    """Screen coordinates, in sensor px, of sensor positions; both from the frame centre. Inputs broadcast."""
-    (xx, xy, _), (yx, yy, _), (zx, zy, _) = view.homography.tolist()
-    bend = 1 + (x_px * x_px + y_px * y_px) * view.bend_per_px2
-    x, y = x_px * bend, y_px * bend
-    depth_inv = 1 / (zx * x + zy * y + 1)
-    return (xx * x + xy * y) * depth_inv, (yx * x + yy * y) * depth_inv
+def contrast_of(params: MoireParams, resonance: Resonance, lens_sigma_px: float) -> float:
+    """Physical amplitude of the resonant harmonic in red at the frame centre, as a share of the mean."""
+    h_u, h_v, coefficient = series(params, "R")
+    (index,) = np.flatnonzero((h_u == resonance.harmonic[0]) & (h_v == resonance.harmonic[1]))
+    passed = transfer(*centre_frequency(params, *resonance.harmonic), lens_sigma_px)
+    return 2 * float(np.abs(coefficient[index] * passed))
 
 
-def sensor_grid(width: int, height: int) -> tuple[Plane, Plane]:
-    """Photosite centres from the frame centre: a row (1, W) and a column (H, 1)."""
-    x = np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)
-    y = np.arange(height, dtype=np.float32) - np.float32((height - 1) / 2)
-    return x[None, :], y[:, None]
+def series(params: MoireParams, colour: str) -> tuple[Floats, Floats, NDArray[np.complex128]]:
+    """Harmonics of the display mask of a colour with mean 1, to the right and down in cycles per screen pixel, and
+    their coefficients. Half of the plane of harmonics; the other half holds the conjugates."""
+    lit = apertures(params, colour)
+    reach_u, reach_v = _MAX_HARMONIC * lit.cell[0], _MAX_HARMONIC * lit.cell[1]
+    n, m = np.meshgrid(np.arange(reach_u + 1), np.arange(-reach_v, reach_v + 1))
+    half = (n > 0) | (m > 0)
+    h_u, h_v = n[half] / lit.cell[0], m[half] / lit.cell[1]
+    turns = sum(np.exp(-2j * np.pi * (h_u * (u + lit.lag[0]) + h_v * (v + lit.lag[1]))) for u, v in lit.pixels)
+    return h_u, h_v, np.sinc(h_u * lit.size[0]) * np.sinc(h_v * lit.size[1]) * turns / len(lit.pixels)
 
 
-def inscribing_zoom(x: Plane, y: Plane) -> float:
-    """Scale that keeps every screen position of the frame inside an image of the frame's size."""
-    height, width = x.shape
-    border_x = max(float(np.abs(side).max()) for side in (x[0], x[-1], x[:, 0], x[:, -1]))
-    border_y = max(float(np.abs(side).max()) for side in (y[0], y[-1], y[:, 0], y[:, -1]))
-    return 1 / float(max(1.0, border_x / max((width - 1) / 2, 0.5), border_y / max((height - 1) / 2, 0.5)))
+def centre_frequency(params: MoireParams, h_u: Floats | float, h_v: Floats | float) -> tuple[Floats, Floats]:
+    """Cycles per px of harmonics at the frame centre."""
+    (u_x, u_y), (v_x, v_y) = view_of(params, 1, 1).homography[:2, :2] / params.pitch_ratio
+    return h_u * u_x + h_v * v_x, h_u * u_y + h_v * v_y
 
 
-def _transfer(f_x: Floats | float, f_y: Floats | float, lens_sigma_px: float) -> Floats:
-    """Lens times photosite at a frequency in cycles per px."""
-    lens = np.exp(-2 * np.pi**2 * lens_sigma_px**2 * (f_x * f_x + f_y * f_y))
-    response: Floats = lens * np.sinc(f_x) * np.sinc(f_y)
-    return response
+class Wave(NamedTuple):
+    """One harmonic as the sensor sees it; `amplitude` lies on a coarse grid over the frame."""
+
+    harmonic: tuple[float, float]
+    angle: float
+    amplitude: Floats
 
 
-def harmonics(params: MoireParams, view: View, width: int, height: int) -> list[tuple[int, int, Plane]]:
-    """(n, m, amplitude on a coarse grid over the frame) of every harmonic that the sensor sees."""
-    x = np.linspace(-width / 2, width / 2, 33)[None, :]
-    y = np.linspace(-height / 2, height / 2, 33)[:, None]
+def waves(params: MoireParams, view: View, width: int, height: int) -> dict[str, list[Wave]]:
+    """For each colour, harmonics of its mask that reach the photosites with a visible amplitude."""
+    x = (((np.arange(_CELLS) + 0.5) / _CELLS - 0.5) * width)[None, :]
+    y = (((np.arange(_CELLS) + 0.5) / _CELLS - 0.5) * height)[:, None]
     right, left = screen_position(x + 0.5, y, view), screen_position(x - 0.5, y, view)
     below, above = screen_position(x, y + 0.5, view), screen_position(x, y - 0.5, view)
     u_x, u_y = (right[0] - left[0]) / params.pitch_ratio, (below[0] - above[0]) / params.pitch_ratio
     v_x, v_y = (right[1] - left[1]) / params.pitch_ratio, (below[1] - above[1]) / params.pitch_ratio
-    found = []
-    for n in range(_MAX_HARMONIC + 1):
-        for m in range(-_MAX_HARMONIC if n else 1, _MAX_HARMONIC + 1):
-            weight = 2 * params.artistic_gain * np.sinc(n * params.fill_x / 3) * np.sinc(m * params.fill_y)
-            amplitude = weight * _transfer(n * u_x + m * v_x, n * u_y + m * v_y, params.lens_sigma_px)
-            if float(np.abs(amplitude).max()) > _LEAST_AMPLITUDE:
-                found.append((n, m, amplitude.astype(np.float32)))
-    return found
+    corners = [(u_x[at], u_y[at], v_x[at], v_y[at]) for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))]
+    passed: dict[tuple[float, float], Floats] = {}
+    seen: dict[str, list[Wave]] = {}
+    for colour in "RGB":
+        h_u, h_v, coefficient = series(params, colour)
+        slowest = np.min([np.hypot(h_u * a + h_v * c, h_u * b + h_v * d) for a, b, c, d in corners], axis=0)
+        weight = 2 * params.artistic_gain * np.abs(coefficient)
+        # A lens passes more at half of the lowest frequency at a corner than anywhere in the frame.
+        most = weight * np.exp(-2 * np.pi**2 * params.lens_sigma_px**2 * (slowest / 2) ** 2)
+        found = []
+        for index in np.flatnonzero(most > _LEAST_AMPLITUDE):
+            n, m = float(h_u[index]), float(h_v[index])
+            if (n, m) not in passed:
+                passed[n, m] = transfer(n * u_x + m * v_x, n * u_y + m * v_y, params.lens_sigma_px)
+            amplitude = weight[index] * passed[n, m]
+            found.append((float(np.abs(amplitude).max()), Wave((n, m), float(np.angle(coefficient[index])), amplitude)))
+        least = max(_LEAST_AMPLITUDE, _LEAST_SHARE * max((peak for peak, _ in found), default=0.0))
+        seen[colour] = [wave for peak, wave in found if peak > least]
+    return seen
 
 
-def mask_light(x: Plane, y: Plane, params: MoireParams, view: View) -> tuple[Plane, int]:
-    """Display mask as each photosite sees it, mean 1, not negative (H, W), and the number of harmonics."""
-    height, width = x.shape
-    u = x * np.float32(1 / params.pitch_ratio) + np.float32(params.phase_x_cyc)
-    for (row, column), channel in cfa_sites(params.cfa):
-        u[row::2, column::2] -= np.float32((params.stripe_order.index(channel) - 1) / 3)
-    v = y * np.float32(1 / params.pitch_ratio) + np.float32(params.phase_y_cyc)
-    # Whole cycles are dropped first: the cosine of a small float32 angle is exact enough, of a large one not.
-    u = (u - np.rint(u)) * np.float32(2 * np.pi)
-    v = (v - np.rint(v)) * np.float32(2 * np.pi)
-    mask = np.ones((height, width), np.float32)
+def mask_at(x: Plane, y: Plane, params: MoireParams, seen: list[Wave]) -> Plane:
+    """Display mask of one colour at screen positions in sensor px that span the frame: mean 1, not negative."""
+    # Two whole pixels are a period of every layout. They are dropped first: the cosine of a small float32 angle
+    # is exact enough, of a large one not.
+    u = x * np.float32(0.5 / params.pitch_ratio)
+    u += np.float32(params.phase_x_cyc / 2)
+    u -= np.rint(u)
+    v = y * np.float32(0.5 / params.pitch_ratio)
+    v += np.float32(params.phase_y_cyc / 2)
+    v -= np.rint(v)
+    mask = np.ones(u.shape, np.float32)
     angle = np.empty_like(mask)
-    seen = harmonics(params, view, width, height)
-    for n, m, amplitude in seen:
-        cv2.addWeighted(u, n, v, m, 0, dst=angle)
+    for wave in seen:
+        turn_u, turn_v = (4 * np.pi * harmonic for harmonic in wave.harmonic)
+        cv2.addWeighted(u, turn_u, v, turn_v, wave.angle, dst=angle)
         np.cos(angle, out=angle)
-        angle *= cv2.resize(amplitude, (width, height), interpolation=cv2.INTER_LINEAR)
-        mask += angle
-    return np.maximum(mask, 0, out=mask), len(seen)
+        if float(np.ptp(wave.amplitude)) < _EVEN:
+            cv2.scaleAdd(angle, float(wave.amplitude.mean()), mask, dst=mask)
+            continue
+        amplitude = cv2.resize(wave.amplitude.astype(np.float32), mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        cv2.accumulateProduct(angle, amplitude, mask)
+    return np.maximum(mask, 0, out=mask)
 
 
-def cfa_sites(cfa: str) -> list[tuple[tuple[int, int], str]]:
-    """((row, column), colour) of the four photosites of the repeating 2x2 cell."""
-    return [((index // 2, index % 2), colour) for index, colour in enumerate(cfa)]
-
-
-def to_mosaic(image_lin: Image, cfa: str) -> Plane:
-    """The colour that each photosite keeps (H, W)."""
-    mosaic = np.empty(image_lin.shape[:2], np.float32)
-    for (row, column), colour in cfa_sites(cfa):
-        mosaic[row::2, column::2] = image_lin[row::2, column::2, "RGB".index(colour)]
-    return mosaic
-
-
-def demosaic(mosaic: Plane, cfa: str) -> Image:
-    """Malvar-He-Cutler interpolation of a Bayer mosaic of any range; results below 0 become 0."""
-    green, row_colour, column_colour, opposite = (
-        cv2.filter2D(mosaic, cv2.CV_32F, (kernel / 8).astype(np.float32))
-        for kernel in (_GREEN, _ALONG, _ALONG.T, _ACROSS)
-    )
-    image = np.empty((*mosaic.shape, 3), np.float32)
-    for (row, column), colour in cfa_sites(cfa):
+def mask_light(x: Plane, y: Plane, params: MoireParams, view: View) -> Plane:
+    """Display mask as each photosite of a mosaic sees it (H, W)."""
+    height, width = x.shape
+    mask = np.empty((height, width), np.float32)
+    seen = waves(params, view, width, height)
+    for (row, column), colour in cfa_sites(params.cfa):
         site = np.s_[row::2, column::2]
-        beside = cfa[row * 2 + 1 - column]
-        if colour == "G":
-            by_name = {"G": mosaic, beside: row_colour, _OTHER[beside]: column_colour}
-        else:
-            by_name = {"G": green, colour: mosaic, _OTHER[colour]: opposite}
-        for index, name in enumerate("RGB"):
-            image[(*site, index)] = by_name[name][site]
-    return np.maximum(image, 0, out=image)
+        if mask[site].size:
+            mask[site] = mask_at(x[site], y[site], params, seen[colour])
+    return mask
 
 
-def displayed(image_lin: Image, x: Plane, y: Plane, pixel_px: float) -> Image:
-    """The image at positions (x, y) on a display whose pixels are `pixel_px` image px wide."""
+def content_light(image_lin: Image, x: Plane, y: Plane, params: MoireParams, zoom: float) -> Plane:
+    """The displayed image without its mask, as each photosite of a mosaic sees it (H, W)."""
+    height, width = x.shape
+    shown = display(image_lin, params.pitch_ratio * zoom)
+    span_px = width / zoom, height / zoom
+    mosaic = np.empty((height, width), np.float32)
+    lit = {colour: apertures(params, colour) for colour in "RGB"}
+    # Lens, photosite (a box of 1 px) and aperture, as one Gaussian of the same variance, in screen pixels.
+    blur = (params.lens_sigma_px**2 + 1 / 12) / params.pitch_ratio**2
+    planes = {}
+    for channel, colour in enumerate("RGB"):
+        taps_u, taps_v = (low_pass_taps(float(np.sqrt(blur + side**2 / 12))) for side in lit[colour].size)
+        plane = cv2.extractChannel(shown, channel)
+        planes[colour] = cv2.sepFilter2D(plane, cv2.CV_32F, taps_u, taps_v, borderType=cv2.BORDER_REPLICATE)
+    for (row, column), colour in cfa_sites(params.cfa):
+        site = np.s_[row::2, column::2]
+        if mosaic[site].size:
+            mosaic[site] = look_up(planes[colour], x[site], y[site], span_px, lit[colour].lag)
+    return np.maximum(mosaic, 0, out=mosaic)
+
+
+def exposed(mosaic: Plane, params: MoireParams, target: Image) -> tuple[Image, float]:
+    """Photo of a mosaic at the mean luminance of the target, and the gain that led there: aliasing to near zero
+    frequency shifts the mean, which a camera's metering would undo."""
+    photo = demosaic(mosaic, params.cfa)
+    exposure = _mean_luminance(target) / max(_mean_luminance(photo), 1e-6)
+    photo *= np.float32(exposure)
+    return photo, exposure
+
+
+def _mean_luminance(image_lin: Image) -> float:
+    means = cv2.mean(image_lin)
+    return float(sum(weight * mean for weight, mean in zip(LUMA_LIN, means[:3], strict=True)))
+
+
+def warp(image_lin: Image, params: MoireParams) -> tuple[View, Plane, Plane, float, Image]:
+    """View, screen positions before zoom, zoom, and the target: the image through the same homography and bend."""
     height, width = image_lin.shape[:2]
-    if pixel_px > 1:
-        columns, rows = max(round(width / pixel_px), 1), max(round(height / pixel_px), 1)
-        shown = cv2.resize(image_lin, (columns, rows), interpolation=cv2.INTER_AREA)
-    else:
-        shown = image_lin
-    return _look_up(shown, x, y, width, height, cv2.INTER_LINEAR)
+    view = view_of(params, width, height)
+    x, y = screen_position(*sensor_grid(width, height), view)
+    zoom = inscribing_zoom(x, y)
+    target = look_up(image_lin, x, y, (width / zoom, height / zoom))
+    return view, x, y, zoom, np.maximum(target, 0, out=target)
 
 
-def _look_up(shown: Image, x: Plane, y: Plane, width: int, height: int, interpolation: int) -> Image:
-    """Sample an image that spans (width, height) at positions from its centre."""
-    rows, columns = shown.shape[:2]
-    map_x = x * np.float32(columns / width) + np.float32((columns - 1) / 2)
-    map_y = y * np.float32(rows / height) + np.float32((rows - 1) / 2)
-    sampled: Image = cv2.remap(shown, map_x, map_y, interpolation, borderMode=cv2.BORDER_REPLICATE)
-    return sampled
-
-
-def alias_frequencies(f_x: float, f_y: float) -> dict[str, float]:
-    """Cycles per px at which a frequency appears, sampled by all, by red or blue, by green photosites."""
-    f = np.array([f_x, f_y])
-    odd = f - (np.round(f - 0.5) + 0.5)
-    even = f - np.round(f)
-    red_blue = f - np.round(2 * f) / 2
-    green = min(np.linalg.norm(odd), np.linalg.norm(even))
+def realised_of(params: MoireParams, view: View, zoom: float, exposure: float) -> dict[str, object]:
+    """What a record says of the geometry, and where the strongest harmonic of red shows at the frame centre."""
+    h_u, h_v, coefficient = series(params, "R")
+    f_x, f_y = centre_frequency(params, h_u, h_v)
+    strongest = int(np.argmax(np.abs(coefficient * transfer(f_x, f_y, params.lens_sigma_px))))
     return {
-        "full": float(np.linalg.norm(even)),
-        "red_blue": float(np.linalg.norm(red_blue)),
-        "green": float(green),
+        "homography": view.homography.tolist(),
+        "zoom": zoom,
+        "exposure": exposure,
+        "alias_cyc_per_px": alias_frequencies(float(f_x[strongest]), float(f_y[strongest])),
     }
 
 
 def apply_moire(image: Image, params: MoireParams, scene: Scene, rng: Rng) -> Rendered:
     """The target is the image through the same homography and bend, without display or sensor."""
-    height, width = image.shape[:2]
-    view = view_of(params, width, height)
-    x, y = screen_position(*sensor_grid(width, height), view)
-    zoom = inscribing_zoom(x, y)
-    mask, harmonic_count = mask_light(x, y, params, view)
-    x *= np.float32(zoom)
-    y *= np.float32(zoom)
-    target = _look_up(image, x, y, width, height, cv2.INTER_CUBIC)
-    np.maximum(target, 0, out=target)
-    light = displayed(image, x, y, params.pitch_ratio * zoom)
-    light = cv2.GaussianBlur(light, (0, 0), params.lens_sigma_px)
-    mosaic = to_mosaic(light, params.cfa)
-    mosaic *= mask
-    photo = demosaic(mosaic, params.cfa)
-    # Exposure: aliasing to near zero frequency shifts the mean, which a camera's metering would undo.
-    exposure = float(luminance(target).mean()) / max(float(luminance(photo).mean()), 1e-6)
-    photo *= np.float32(exposure)
-    f_x, f_y = (view.homography[0, :2] / params.pitch_ratio).tolist()
-    realised = {
-        "homography": view.homography.tolist(),
-        "zoom": zoom,
-        "exposure": exposure,
-        "harmonic_count": harmonic_count,
-        "alias_cyc_per_px": alias_frequencies(f_x, f_y),
-    }
-    return Rendered(photo, target, realised=realised)
+    view, x, y, zoom, target = warp(image, params)
+    mask = mask_light(x, y, params, view)
+    mask *= content_light(image, x, y, params, zoom)
+    photo, exposure = exposed(mask, params, target)
+    return Rendered(photo, target, realised=realised_of(params, view, zoom, exposure))
 
 
 MOIRE = Degradation(
     name="moire",
-    version=1,
+    version=2,
     params_type=MoireParams,
     sample=sample_moire,
     apply=apply_moire,
