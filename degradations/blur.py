@@ -1,130 +1,230 @@
-"""Blur of one photo: camera shake, defocus, generalised Gaussian kernels. Blur of a clip: temporal_blur.py.
+"""What all blur shares: convolution, highlights, and the kernels of a path and of an aperture.
 
-Sources: Boracchi and Foi, "Modeling the performance of image restoration from motion blur", IEEE TIP
-2012 (shake); thin-lens circle of confusion; Wang et al., "Real-ESRGAN", ICCVW 2021, and Liu et al.,
-"Estimating generalized Gaussian blur kernels", 2020 (generalised Gaussian).
+Camera shake is in blur_motion.py, defocus in blur_defocus.py, kernels of the super-resolution literature in
+blur_web.py, clips in temporal_blur.py.
 
 Optical blur works in linear light, where light adds up. Clipped highlights are expanded before they are
 spread, because a lamp that the photo stores as 1 was many times brighter, and compressed again after.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from degradations.base import Degradation, Depth, Params, Rendered, Scene
 from pairforge.image import Image, Plane
-from pairforge.rng import Rng, log_uniform
 
 Psf = NDArray[np.float32]
 
-_PATH_STEPS = 2048
-_SHAKE_MEMORY_S = 0.12
-"""Time over which a hand keeps its direction: physiological tremor has its power below about 10 Hz."""
-_MAX_DEPTH_LAYERS = 12
+_DIRECT_AREA = 128
+"""Up to this area OpenCV sums float kernels tap by tap and skips zeros; above it switches to tiled FFTs."""
+_DIRECT_TAPS = 190
+_NO_HIGHLIGHT = 0.5
+"""Where the factor of highlights differs from 1 by less than 0.06 %."""
+_STRIP_VALUES = 1 << 16
+"""Values of a plane that are worked on at once, so that the passes of a strip stay in cache."""
 
 
 def convolve(image: Image, psf: Psf) -> Image:
-    """True convolution of every channel with an odd-sized PSF, borders mirrored (reflect-101)."""
+    """True convolution of every channel with an odd-sized PSF, borders mirrored (reflect-101); a new array.
+
+    Small or thin kernels tap by tap, the others by FFT; which one follows from the kernel alone.
+    """
     if psf.size == 1:
-        return image
-    # Above 11 x 11 OpenCV switches to tiled FFTs, which beat one FFT of the whole frame at every size.
-    blurred: Image = cv2.filter2D(image, -1, cv2.flip(psf, -1), borderType=cv2.BORDER_REFLECT_101)
+        return image.copy()
+    pieces, blurred = _pieces(psf), np.empty_like(image)
+    if pieces:
+        _convolve_by_taps(image, blurred, pieces, psf.shape)
+        return blurred
+    transform, plane = _Transform(image.shape[0], image.shape[1], psf), np.empty(image.shape[:2], np.float32)
+    for channel in range(image.shape[2]):
+        cv2.extractChannel(image, channel, plane)
+        cv2.insertChannel(transform.blur(plane), blurred, channel)
     return blurred
 
 
-def _normalised(weights: NDArray[np.floating]) -> Psf:
+def convolve_planes(planes: Sequence[Plane], psf: Psf) -> None:
+    """`convolve` of planes of one size, in place."""
+    if psf.size == 1:
+        return
+    pieces = _pieces(psf)
+    if pieces:
+        for plane in planes:
+            _convolve_by_taps(plane, plane, pieces, psf.shape)
+        return
+    height, width = planes[0].shape
+    transform = _Transform(height, width, psf)
+    for plane in planes:
+        plane[...] = transform.blur(plane)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a flipped kernel, small enough to be summed tap by tap, and where it lies in the kernel."""
+
+    weights: Psf
+    top: int
+    left: int
+
+    def holds(self, row: int, column: int) -> bool:
+        """Whether a place of the kernel lies in this part."""
+        height, width = self.weights.shape
+        return bool(0 <= row - self.top < height and 0 <= column - self.left < width)
+
+
+def _pieces(psf: Psf) -> list[_Piece]:
+    """The kernel in parts, or nothing where an FFT costs less than so many taps."""
+    kernel = np.ascontiguousarray(psf[::-1, ::-1])
+    rows, columns = (np.flatnonzero(kernel.any(axis=axis)) for axis in (1, 0))
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    if right - left > _DIRECT_AREA:
+        return []
+    at_once = _DIRECT_AREA // (right - left)
+    pieces = [
+        _Piece(np.ascontiguousarray(kernel[top : min(top + at_once, int(rows[-1]) + 1), left:right]), top, left)
+        for top in range(int(rows[0]), int(rows[-1]) + 1, at_once)
+    ]
+    return pieces if np.count_nonzero(kernel) + 10 * len(pieces) <= _DIRECT_TAPS else []
+
+
+def _convolve_by_taps(image: Image, blurred: Image, pieces: Sequence[_Piece], side: tuple[int, ...]) -> None:
+    """`blurred` may be the image itself."""
+    height, width = image.shape[:2]
+    up, across = side[0] // 2, side[1] // 2
+    if len(pieces) == 1 and pieces[0].holds(up, across):
+        middle = (across - pieces[0].left, up - pieces[0].top)
+        cv2.filter2D(image, -1, pieces[0].weights, blurred, middle, borderType=cv2.BORDER_REFLECT_101)
+        return
+    padded = np.empty((height + 2 * up, width + 2 * across, *image.shape[2:]), np.float32)
+    cv2.copyMakeBorder(image, up, up, across, across, cv2.BORDER_REFLECT_101, padded)
+    at_once = max(16, _STRIP_VALUES // width)
+    work = np.empty((at_once + side[0] - 1, *padded.shape[1:]), np.float32)
+    for top in range(0, height, at_once):
+        strip = blurred[top : top + at_once]
+        for index, piece in enumerate(pieces):
+            tall, wide = strip.shape[0] + piece.weights.shape[0] - 1, width + piece.weights.shape[1] - 1
+            under = padded[top + piece.top : top + piece.top + tall, piece.left : piece.left + wide]
+            part = work[:tall, :wide]
+            cv2.filter2D(under, -1, piece.weights, part, (0, 0))
+            part = part[: strip.shape[0], :width]
+            if index:
+                cv2.add(strip, part, strip)
+            else:
+                strip[...] = part
+
+
+class _Transform:
+    """A PSF in the frequency domain, for planes of one size, with the memory to work in."""
+
+    def __init__(self, height: int, width: int, psf: Psf) -> None:
+        self.up, self.across = psf.shape[0] // 2, psf.shape[1] // 2
+        rows, columns = _fft_size(height + 2 * self.up), _fft_size(width + 2 * self.across)
+        self.transfer = np.zeros((rows, columns), np.float32)
+        self.transfer[: psf.shape[0], : psf.shape[1]] = psf
+        cv2.dft(self.transfer, self.transfer)
+        self.work = np.empty((rows, columns), np.float32)
+
+    def blur(self, plane: Plane) -> Plane:
+        """A view of memory that the next call overwrites."""
+        (height, width), (rows, columns), work = plane.shape, self.work.shape, self.work
+        bottom, right = rows - height - self.up, columns - width - self.across
+        cv2.copyMakeBorder(plane, self.up, bottom, self.across, right, cv2.BORDER_REFLECT_101, work)
+        cv2.dft(work, work)
+        cv2.mulSpectrums(work, self.transfer, 0, work)
+        cv2.dft(work, work, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT)
+        return work[2 * self.up : 2 * self.up + height, 2 * self.across : 2 * self.across + width]
+
+
+def _fft_size(least: int) -> int:
+    """A multiple of 4 whose other factors are 2, 3 and 5: odd sizes take a slow path."""
+    size = int(cv2.getOptimalDFTSize(least))
+    while size % 4:
+        size = int(cv2.getOptimalDFTSize(size + 1))
+    return size
+
+
+def normalised(weights: NDArray[np.float32] | NDArray[np.float64]) -> Psf:
+    """Weights divided by their sum."""
     total = weights.sum(dtype=np.float64)
     psf: Psf = (weights / total).astype(np.float32)
     return psf
 
 
+# Highlights
+
+
 def expand_highlights(image_lin: Image, gain: float) -> Image:
     """Multiply by up to `gain` where all channels near 1, as clipping left them; a new array.
 
-    The factor is 1 + (gain - 1) m^16 with m = min(R, G, B): there is no edge where it starts.
+    The factor is (1 - b m^8)^(-1/8) with m = min(R, G, B) and b = 1 - gain^-8: below m = 0.7 it is under
+    1.01, at m = 1 it is `gain`. It is the inverse of a soft clip, so that compressing undoes it exactly.
     """
-    factor = np.clip(_least_channel(image_lin), np.float32(0), np.float32(1))
-    for _ in range(4):
-        factor *= factor
-    factor *= np.float32(gain - 1)
-    factor += np.float32(1)
-    expanded: Image = cv2.multiply(image_lin, cv2.merge([factor, factor, factor]))
+    expanded = np.empty_like(image_lin)
+    cv2.merge(expand_to_planes(image_lin, gain), expanded)
     return expanded
 
 
 def compress_highlights(image_lin: Image, gain: float) -> Image:
-    """Undo `expand_highlights`: what was not blurred is as it was, a spread lamp keeps its brightness."""
-    steps = 65535
-    dim = np.linspace(0, 1, 4097)
-    bright = np.linspace(0, gain, steps + 1)
-    bright[0] = bright[1]
-    factors = (np.interp(bright, dim * (1 + (gain - 1) * dim**16), dim) / bright).astype(np.float32)
-    index = np.clip(_least_channel(image_lin) * np.float32(steps / gain) + np.float32(0.5), 0, steps)
-    factor = np.take(factors, index.astype(np.uint16))
-    compressed: Image = cv2.multiply(image_lin, cv2.merge([factor, factor, factor]))
+    """Undo `expand_highlights`, as a sensor clips: a factor (1 + b m^8)^(-1/8), m at most `gain`."""
+    return compress_planes(_split(image_lin), gain)
+
+
+def expand_to_planes(image_lin: Image, gain: float) -> list[Plane]:
+    """`expand_highlights`, as red, green and blue."""
+    planes = _split(image_lin)
+    for strip in _strips(planes):
+        _divide_highlights(strip, 1.0, -(1 - gain**-8), gain**-8)
+    return planes
+
+
+def compress_planes(planes: Sequence[Plane], gain: float) -> Image:
+    """`compress_highlights` of red, green and blue, which are used up."""
+    height, width = planes[0].shape
+    compressed = np.empty((height, width, 3), np.float32)
+    for strip, stored in zip(_strips(planes), _strips([compressed]), strict=True):
+        _divide_highlights(strip, gain, 1 - gain**-8, 1.0)
+        cv2.merge(strip, stored[0])
     return compressed
 
 
-def _least_channel(image: Image) -> Plane:
-    red, green, blue = cv2.split(image)
-    least: Plane = cv2.min(cv2.min(red, green), blue)
-    return least
+def _split(image: Image) -> list[Plane]:
+    # Planes are handed in: OpenCV takes several times as long where it has to allocate them.
+    planes = [np.empty(image.shape[:2], np.float32) for _ in range(image.shape[2])]
+    cv2.split(image, planes)
+    return planes
 
 
-# Camera shake
+def _strips(arrays: Sequence[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
+    """Views of the same rows of every array, few enough rows to stay in cache."""
+    height, width = arrays[0].shape[:2]
+    at_once = max(1, _STRIP_VALUES // width)
+    for top in range(0, height, at_once):
+        yield [array[top : top + at_once] for array in arrays]
 
 
-class MotionBlurParams(Params):
-    focal_ratio: float = Field(gt=0)
-    """Focal length / image width."""
-    speed_deg_s: float = Field(gt=0)
-    """Mean angular speed of the camera."""
-    exposure_s: float = Field(gt=0)
-    tremor: float = Field(ge=0, le=1)
-    """0: a straight drift; 1: a random walk without preferred direction."""
-    highlight_gain: float = Field(ge=1)
-    """Brightness of what the photo clipped, in units of white."""
+def _divide_highlights(colours: Sequence[Plane], most: float, slope: float, least: float) -> None:
+    """Divide by max(least, 1 + slope m^8)^(1/8) in place, where m is the least channel within 0 .. most."""
+    red, green, blue = colours
+    factor = np.minimum(red, green)
+    np.minimum(factor, blue, out=factor)
+    if factor.max() < _NO_HIGHLIGHT:
+        return
+    np.clip(factor, np.float32(0), np.float32(most), out=factor)
+    for _ in range(3):
+        np.multiply(factor, factor, out=factor)
+    factor *= np.float32(slope)
+    factor += np.float32(1)
+    np.maximum(factor, np.float32(least), out=factor)
+    for _ in range(3):
+        np.sqrt(factor, out=factor)
+    for colour in colours:
+        colour /= factor
 
 
-def sample_motion_blur(severity: float, rng: Rng) -> MotionBlurParams:
-    length_frac = 0.002 * 32**severity * rng.uniform(0.85, 1.15)
-    focal_ratio = log_uniform(rng, 0.8, 2.5)
-    speed_deg_s = log_uniform(rng, 1.0, 4.0)
-    return MotionBlurParams(
-        focal_ratio=focal_ratio,
-        speed_deg_s=speed_deg_s,
-        exposure_s=length_frac / (focal_ratio * math.radians(speed_deg_s)),
-        tremor=rng.uniform(0.2, 0.9),
-        highlight_gain=rng.uniform(1.5, 4.0),
-    )
-
-
-def shake_path(exposure_s: float, tremor: float, rng: Rng) -> NDArray[np.float64]:
-    """Points (N, 2), at equal times, of a shake path of length 1.
-
-    After Boracchi and Foi: inertia, Gaussian kicks and rare impulses that reverse the velocity. Deviations:
-    the rates are per second, so that a long exposure winds more than a short one; there is no pull to
-    the start; and speed may vary along the path, which leaves the bright knots of measured kernels.
-    """
-    dt = exposure_s / _PATH_STEPS
-    keep = math.exp(-dt / _SHAKE_MEMORY_S)
-    heading = np.exp(2j * np.pi * rng.random())
-    kicks = rng.standard_normal((_PATH_STEPS + 1, 2)).view(np.complex128)[:, 0] / math.sqrt(2)
-    reverses = rng.random(_PATH_STEPS) < 1.5 * dt
-    velocity = np.empty(_PATH_STEPS, complex)
-    current = kicks[0]
-    for step in range(_PATH_STEPS):
-        current = keep * current + math.sqrt(1 - keep * keep) * kicks[step + 1]
-        if reverses[step]:
-            current = -current
-        velocity[step] = current
-    velocity = (1 - tremor) * heading + tremor * velocity
-    path = np.cumsum(velocity) / np.abs(velocity).sum()
-    return np.stack([path.real, path.imag], axis=1)
+# Kernels
 
 
 def path_psf(points_px: NDArray[np.float64]) -> Psf:
@@ -143,63 +243,7 @@ def path_psf(points_px: NDArray[np.float64]) -> Psf:
         (side + 1, x_frac * y_frac),
     ):
         psf += np.bincount(start + offset, weight, side * side)
-    return _normalised(psf.reshape(side, side))
-
-
-def apply_motion_blur(image_lin: Image, params: MotionBlurParams, scene: Scene, rng: Rng) -> Rendered:
-    """One PSF for the whole frame: rotation about the optical axis is left out.
-
-    The path length is f * omega * T.
-    """
-    focal_px = params.focal_ratio * image_lin.shape[1]
-    length_px = focal_px * math.radians(params.speed_deg_s) * params.exposure_s
-    psf = path_psf(shake_path(params.exposure_s, params.tremor, rng) * length_px)
-    blurred = convolve(expand_highlights(image_lin, params.highlight_gain), psf)
-    blurred = compress_highlights(blurred, params.highlight_gain)
-    realised = {"path_length_px": length_px, "psf_side_px": psf.shape[0]}
-    return Rendered(blurred, image_lin, realised=realised)
-
-
-MOTION_BLUR = Degradation(
-    name="motion_blur",
-    version=1,
-    params_type=MotionBlurParams,
-    sample=sample_motion_blur,
-    apply=apply_motion_blur,
-    space="linear",
-    needs=frozenset(),
-    source="Boracchi and Foi, IEEE TIP 2012, shake trajectories",
-)
-
-
-# Defocus
-
-
-class DefocusBlurParams(Params):
-    aperture_mm: float = Field(gt=0)
-    """Diameter of the entrance pupil."""
-    focus_m: float = Field(gt=0)
-    blades: int = Field(ge=3)
-    """Number of blades of the iris: corners of the polygon."""
-    roundness: float = Field(ge=0, le=1)
-    """0: straight blades; 1: a circle."""
-    blade_angle_deg: float
-    highlight_gain: float = Field(ge=1)
-    """Brightness of what the photo clipped, in units of white."""
-
-
-def sample_defocus_blur(severity: float, rng: Rng) -> DefocusBlurParams:
-    """Aperture / focus distance, which is the blur of infinity in focal lengths, follows severity."""
-    infinity_blur = 0.0015 * 18**severity * rng.uniform(0.9, 1.1)
-    focus_m = log_uniform(rng, 0.7, min(3.0, 0.045 / infinity_blur))
-    return DefocusBlurParams(
-        aperture_mm=1000 * infinity_blur * focus_m,
-        focus_m=focus_m,
-        blades=int(rng.integers(5, 10)),
-        roundness=rng.uniform(0.1, 0.8),
-        blade_angle_deg=rng.uniform(0, 360),
-        highlight_gain=rng.uniform(1.5, 4.0),
-    )
+    return normalised(psf.reshape(side, side))
 
 
 def aperture_psf(diameter_px: float, blades: int = 6, roundness: float = 1.0, angle_deg: float = 0.0) -> Psf:
@@ -226,120 +270,4 @@ def aperture_psf(diameter_px: float, blades: int = 6, roundness: float = 1.0, an
     edge = (roundness + (1 - roundness) * polygon) * (diameter_px / 2)
     inside = np.clip((edge - rho) * oversampling + 0.5, 0, 1)
     psf = inside.reshape(2 * radius + 1, oversampling, 2 * radius + 1, oversampling).sum(axis=(1, 3))
-    return _normalised(psf)
-
-
-def signed_blur_px(depth: Depth, aperture_mm: float, focus_m: float) -> Plane:
-    """Diameter of the circle of confusion, f A (1/z - 1/z_f): positive in front of the focus plane."""
-    scale = depth.focal_px * aperture_mm / 1000
-    blur: Plane = cv2.divide(np.float32(scale), depth.z_m) - np.float32(scale / focus_m)
-    return blur
-
-
-def apply_defocus_blur(image_lin: Image, params: DefocusBlurParams, scene: Scene, rng: Rng) -> Rendered:
-    """Depth layers, blurred with premultiplied alpha and composited from far to near.
-
-    Layers are even in blur diameter and every pixel is shared between its two nearest, so a ramp shows
-    no steps. What a blurred edge uncovers is filled from the surroundings by normalisation. The layer
-    `blur_diameter` holds |c(z)| in 1/256 px.
-    """
-    assert scene.depth is not None
-    blur_px = signed_blur_px(scene.depth, params.aperture_mm, params.focus_m)
-    assert blur_px.shape == image_lin.shape[:2], f"depth {blur_px.shape} for an image {image_lin.shape}"
-    low, high = float(blur_px.min()), float(blur_px.max())
-    step_px = max(1.0, 0.06 * max(-low, high))
-    count = min(_MAX_DEPTH_LAYERS, 1 + math.ceil((high - low) / step_px))
-    diameters = np.linspace(low, high, count) if count > 1 else np.array([(low + high) / 2])
-    position = (blur_px - np.float32(low)) * np.float32((count - 1) / max(high - low, 1e-6))
-    light = expand_highlights(image_lin, params.highlight_gain)
-    height, width = blur_px.shape
-    mixed = np.zeros((height, width, 4), np.float32)
-    for index, diameter in enumerate(diameters):
-        alpha = np.maximum(np.float32(1) - np.abs(position - np.float32(index)), np.float32(0))
-        psf = aperture_psf(abs(diameter), params.blades, params.roundness, params.blade_angle_deg)
-        x, y, box_width, box_height = cv2.boundingRect((alpha > 0).view(np.uint8))
-        if box_width == 0:
-            continue
-        # One pixel more than the kernel reaches: mirroring at the edge of the box then finds zeros.
-        margin = psf.shape[0] // 2 + 1
-        box = np.s_[max(y - margin, 0) : y + box_height + margin, max(x - margin, 0) : x + box_width + margin]
-        cut = alpha[box]
-        red, green, blue = cv2.split(light[box])
-        layer = convolve(cv2.merge([red * cut, green * cut, blue * cut, cut]), psf)
-        behind = np.float32(1) - cv2.extractChannel(layer, 3)
-        mixed[box] = cv2.multiply(mixed[box], cv2.merge([behind] * 4)) + layer
-    red, green, blue, alpha = cv2.split(mixed)
-    np.maximum(alpha, np.float32(1e-6), out=alpha)
-    blurred: Image = cv2.merge([red / alpha, green / alpha, blue / alpha])
-    blurred = compress_highlights(blurred, params.highlight_gain)
-    stored = np.minimum(np.abs(blur_px) * 256 + 0.5, 65535).astype(np.uint16)
-    realised = {"blur_min_px": low, "blur_max_px": high, "depth_layers": count}
-    return Rendered(blurred, image_lin, {"blur_diameter": stored}, realised)
-
-
-DEFOCUS_BLUR = Degradation(
-    name="defocus_blur",
-    version=1,
-    params_type=DefocusBlurParams,
-    sample=sample_defocus_blur,
-    apply=apply_defocus_blur,
-    space="linear",
-    needs=frozenset({"depth"}),
-    source="thin lens, circle of confusion f A |1/z - 1/z_f|",
-)
-
-
-# Generalised Gaussian
-
-
-class GaussianBlurParams(Params):
-    sigma_x_px: float = Field(gt=0)
-    sigma_y_px: float = Field(gt=0)
-    angle_deg: float
-    beta: float = Field(gt=0)
-    """Shape: 1 is Gaussian, less has a sharper peak and longer tails, more is flatter."""
-
-
-def sample_gaussian_blur(severity: float, rng: Rng) -> GaussianBlurParams:
-    sigma_px = 0.45 * 11.5**severity * rng.uniform(0.9, 1.1)
-    ratio = rng.uniform(0.35, 0.95)
-    return GaussianBlurParams(
-        sigma_x_px=sigma_px / math.sqrt(ratio),
-        sigma_y_px=sigma_px * math.sqrt(ratio),
-        angle_deg=rng.uniform(0, 180),
-        beta=log_uniform(rng, 0.7, 2.5),
-    )
-
-
-def gaussian_psf(sigma_x_px: float, sigma_y_px: float, angle_deg: float, beta: float) -> Psf:
-    """exp(-d^beta / 2) with d the squared Mahalanobis radius, at pixel centres, sum 1.
-
-    As large as the kernel needs to fall to 1e-4 of its peak, not the 7 to 21 px of Real-ESRGAN, so that
-    the recorded sigma is the sigma that acts.
-    """
-    radius = math.ceil(max(sigma_x_px, sigma_y_px) * (2 * math.log(1e4)) ** (0.5 / beta))
-    axis = np.arange(-radius, radius + 1, dtype=np.float32)
-    angle = math.radians(angle_deg)
-    along = math.cos(angle) * axis[None, :] + math.sin(angle) * axis[:, None]
-    across = math.cos(angle) * axis[:, None] - math.sin(angle) * axis[None, :]
-    distance = (along / sigma_x_px) ** 2 + (across / sigma_y_px) ** 2
-    psf = np.exp(-0.5 * distance**beta)
-    return _normalised(psf)
-
-
-def apply_gaussian_blur(image: Image, params: GaussianBlurParams, scene: Scene, rng: Rng) -> Rendered:
-    """Acts on code values, as the super-resolution literature does."""
-    psf = gaussian_psf(params.sigma_x_px, params.sigma_y_px, params.angle_deg, params.beta)
-    return Rendered(convolve(image, psf), image)
-
-
-GAUSSIAN_BLUR = Degradation(
-    name="gaussian_blur",
-    version=1,
-    params_type=GaussianBlurParams,
-    sample=sample_gaussian_blur,
-    apply=apply_gaussian_blur,
-    space="srgb",
-    needs=frozenset(),
-    source="Wang et al., Real-ESRGAN, ICCVW 2021, generalised Gaussian kernels",
-)
+    return normalised(psf)

@@ -7,18 +7,24 @@ JPEG, WebP, AVIF; severity 1 goes on to 5, which social networks and messengers 
 
 import hashlib
 import io
-from typing import Literal
+from functools import cache
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 from PIL import AvifImagePlugin, features
 from PIL import Image as PILImage
+from pydantic import Field, model_validator
 
 from degradations.base import Degradation, Params, Rendered, Scene
 from pairforge.image import Image, Pixels, to_float, to_pixels
 from pairforge.rng import Rng
 
-_PIL_SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+_JPEG_SUBSAMPLING = {
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+}
 
 
 def _decode(stream: io.BytesIO) -> Pixels:
@@ -27,21 +33,24 @@ def _decode(stream: io.BytesIO) -> Pixels:
         return np.asarray(coded.convert("RGB"))
 
 
-def code_jpeg(pixels: Pixels, quality: int, subsampling: str) -> tuple[Pixels, io.BytesIO]:
-    """Decoded pixels and the stream they came from."""
-    stream = io.BytesIO()
-    PILImage.fromarray(pixels).save(stream, "JPEG", quality=quality, subsampling=_PIL_SUBSAMPLING[subsampling])
-    return _decode(stream), stream
+def code_jpeg(pixels: Pixels, quality: int, subsampling: str) -> tuple[Pixels, bytes]:
+    """Decoded pixels and the stream they came from; baseline, standard Huffman tables, tables of libjpeg's scale."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _JPEG_SUBSAMPLING[subsampling]]
+    done, stream = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), settings)
+    assert done, f"JPEG encoder refused an array of shape {pixels.shape}"
+    decoded = cv2.imdecode(stream, cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None, "JPEG decoder refused what the encoder made"
+    return np.asarray(decoded, np.uint8), stream.tobytes()
 
 
-def code_webp(pixels: Pixels, quality: int, method: int) -> tuple[Pixels, io.BytesIO]:
+def code_webp(pixels: Pixels, quality: int, method: int) -> tuple[Pixels, bytes]:
     """Decoded pixels and the stream they came from; always 4:2:0."""
     stream = io.BytesIO()
     PILImage.fromarray(pixels).save(stream, "WEBP", quality=quality, method=method)
-    return _decode(stream), stream
+    return _decode(stream), stream.getvalue()
 
 
-def code_avif(pixels: Pixels, quantizer: int, subsampling: str, speed: int) -> tuple[Pixels, io.BytesIO]:
+def code_avif(pixels: Pixels, quantizer: int, subsampling: str, speed: int) -> tuple[Pixels, bytes]:
     """Decoded pixels and the stream they came from; libavif lays out tiles by thread count, here one.
 
     Goes past libavif's quality scale, whose 101 values share the 64 quantizers in a way versions change.
@@ -56,29 +65,34 @@ def code_avif(pixels: Pixels, quantizer: int, subsampling: str, speed: int) -> t
         max_threads=1,
         advanced={"end-usage": "q", "cq-level": str(quantizer)},
     )
-    return _decode(stream), stream
+    return _decode(stream), stream.getvalue()
 
 
+@cache
 def encoder_version(codec: Literal["jpeg", "webp", "avif"]) -> str:
     """Library and version that determine the pixels of a codec."""
     if codec == "jpeg":
-        turbo = features.version("libjpeg_turbo")
-        return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
+        (line,) = [line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("JPEG:")]
+        return f"OpenCV {cv2.__version__}, {line.split(':', 1)[1].strip()}"
     if codec == "webp":
         return f"libwebp {features.version('webp')}"
     return f"libavif {features.version('avif')}, aom {AvifImagePlugin.get_codec_version('aom')}"
 
 
-def _tables_sha256(stream: io.BytesIO) -> str:
-    with PILImage.open(stream) as coded:
-        tables: dict[int, list[int]] = getattr(coded, "quantization", {})
-    return hashlib.sha256(repr(sorted(tables.items())).encode()).hexdigest()[:16]
+def _tables_sha256(stream: bytes) -> str:
+    """Of the quantisation tables, as they lie in the stream."""
+    tables, at = b"", 2
+    while stream[at + 1] != 0xDA:
+        length = int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] == 0xDB:
+            tables += stream[at + 4 : at + 2 + length]
+        at += 2 + length
+    return hashlib.sha256(tables).hexdigest()[:16]
 
 
 class JpegParams(Params):
-    """`quality` of libjpeg, 1..100."""
-
-    quality: int
+    quality: int = Field(ge=1, le=100)
+    """On the scale of libjpeg."""
     subsampling: Literal["4:4:4", "4:2:2", "4:2:0"]
 
 
@@ -91,7 +105,7 @@ def sample_jpeg(severity: float, rng: Rng) -> JpegParams:
 def apply_jpeg(image: Image, params: JpegParams, scene: Scene, rng: Rng) -> Rendered:
     coded, stream = code_jpeg(to_pixels(image), params.quality, params.subsampling)
     realised = {
-        "coded_bytes": len(stream.getvalue()),
+        "coded_bytes": len(stream),
         "tables_sha256": _tables_sha256(stream),
         "encoder": encoder_version("jpeg"),
     }
@@ -111,19 +125,20 @@ JPEG = Degradation(
 
 
 class WebpParams(Params):
-    """`quality` of libwebp, 0..100; `method` is its effort, 0..6."""
-
-    quality: int
-    method: int
+    quality: int = Field(ge=0, le=100)
+    """On the scale of libwebp."""
+    method: int = Field(ge=0, le=6)
+    """Effort of libwebp."""
 
 
 def sample_webp(severity: float, rng: Rng) -> WebpParams:
-    return WebpParams(quality=round(85 - 79 * severity**0.8 + rng.uniform(-3, 3)), method=int(rng.choice([2, 4])))
+    quality = round(85 - 79 * severity**0.8 + rng.uniform(-3, 3))
+    return WebpParams(quality=quality, method=int(rng.choice([2, 4])))
 
 
 def apply_webp(image: Image, params: WebpParams, scene: Scene, rng: Rng) -> Rendered:
     coded, stream = code_webp(to_pixels(image), params.quality, params.method)
-    realised = {"coded_bytes": len(stream.getvalue()), "encoder": encoder_version("webp")}
+    realised = {"coded_bytes": len(stream), "encoder": encoder_version("webp")}
     return Rendered(to_float(coded), image, realised=realised)
 
 
@@ -140,24 +155,23 @@ WEBP = Degradation(
 
 
 class AvifParams(Params):
-    """`quantizer` of AV1, 0..63. `speed` is that of libavif, 0..10; from 9 on it changes no pixels."""
-
-    quantizer: int
+    quantizer: int = Field(ge=0, le=63)
+    """Of AV1."""
     subsampling: Literal["4:4:4", "4:2:0"]
-    speed: int
+    speed: int = Field(ge=5, le=8)
+    """Of libavif; below 5 it takes seconds for a megapixel, above 8 it changes no pixels."""
 
 
 def sample_avif(severity: float, rng: Rng) -> AvifParams:
     quantizer = round(18 + 40 * severity**0.8 + rng.uniform(-2, 2))
-    subsampling = "4:2:0" if rng.random() < 0.8 else "4:4:4"
-    return AvifParams.model_validate(
-        {"quantizer": quantizer, "subsampling": subsampling, "speed": int(rng.choice([7, 8]))}
-    )
+    subsampling = str(rng.choice(["4:2:0", "4:4:4"], p=[0.8, 0.2]))
+    speed = int(rng.choice([7, 8]))
+    return AvifParams.model_validate({"quantizer": quantizer, "subsampling": subsampling, "speed": speed})
 
 
 def apply_avif(image: Image, params: AvifParams, scene: Scene, rng: Rng) -> Rendered:
     coded, stream = code_avif(to_pixels(image), params.quantizer, params.subsampling, params.speed)
-    realised = {"coded_bytes": len(stream.getvalue()), "encoder": encoder_version("avif")}
+    realised = {"coded_bytes": len(stream), "encoder": encoder_version("avif")}
     return Rendered(to_float(coded), image, realised=realised)
 
 
@@ -186,11 +200,18 @@ class RecompressParams(Params):
     pixels; so nothing moves against the target.
     """
 
-    coding: tuple[Coding, ...]
-    quality: tuple[int, ...]
-    scale: tuple[float, ...]
-    shift_x_px: tuple[int, ...]
-    shift_y_px: tuple[int, ...]
+    coding: tuple[Coding, ...] = Field(min_length=1, max_length=8)
+    quality: tuple[Annotated[int, Field(ge=1, le=100)], ...]
+    scale: tuple[Annotated[float, Field(ge=0.1, le=2)], ...]
+    shift_x_px: tuple[Annotated[int, Field(ge=0, le=64)], ...]
+    shift_y_px: tuple[Annotated[int, Field(ge=0, le=64)], ...]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "RecompressParams":
+        lengths = {field: len(getattr(self, field)) for field in type(self).model_fields}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"one entry per generation is needed in every field; there are {lengths}")
+        return self
 
 
 def sample_recompress(severity: float, rng: Rng) -> RecompressParams:
@@ -223,7 +244,7 @@ def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
     return resized
 
 
-def _code(pixels: Pixels, coding: Coding, quality: int) -> tuple[Pixels, io.BytesIO]:
+def _code(pixels: Pixels, coding: Coding, quality: int) -> tuple[Pixels, bytes]:
     if coding == "webp":
         return code_webp(pixels, quality, _WEBP_METHOD)
     return code_jpeg(pixels, quality, _SUBSAMPLING[coding])
@@ -240,7 +261,7 @@ def apply_recompress(image: Image, params: RecompressParams, scene: Scene, rng: 
         padded = cv2.copyMakeBorder(pixels, y, 0, x, 0, cv2.BORDER_REPLICATE)
         coded, stream = _code(padded, coding, quality)
         pixels = coded[y:, x:]
-        coded_bytes.append(len(stream.getvalue()))
+        coded_bytes.append(len(stream))
         sizes.append([pixels.shape[1], pixels.shape[0]])
     realised = {
         "coded_bytes": coded_bytes,

@@ -4,6 +4,7 @@ Sources: Nah et al., CVPR 2017 (averaged frames); Kroeger et al., ECCV 2016 (DIS
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -13,15 +14,21 @@ from pydantic import Field
 from degradations.base import Degradation, Params, Rendered, Scene
 from degradations.blur import compress_highlights, expand_highlights
 from pairforge.image import Image, Pixels, pixels_to_linear
+from pairforge.records import SampleError
 from pairforge.rng import Rng
 
 _MAX_FRAME_SAMPLES = 48
+_CUT_DISTANCE = 0.45
+"""Share of the luma histogram (32 bins) that may change between neighbours; a cut changes most of it."""
+_CUT_LEAST_SIDE_PX = 32
+_FROZEN_CODES = 0.02
+"""Mean absolute difference of neighbours; a frame that a codec repeats differs by less."""
 
 
 class TemporalBlurParams(Params):
     duty_cycle: float = Field(gt=0, le=1)
     """Exposure / length of the window of frames, centred on the middle frame."""
-    highlight_gain: float = Field(ge=1)
+    highlight_gain: float = Field(ge=1, le=16)
     """Brightness of what a frame clipped, in units of white."""
 
 
@@ -59,23 +66,52 @@ def frame_weights(frames: int, samples_per_gap: int, duty_cycle: float) -> NDArr
     return np.asarray(weights / weights.sum())
 
 
-def moved_by(image: Image, flow: NDArray[np.float32], time: float) -> Image:
-    """The frame after `time` frame intervals (negative: before) of a motion `flow`; borders replicated."""
-    if time == 0:
-        return image
-    height, width = image.shape[:2]
-    warp = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR) * np.float32(-time)
-    warp[..., 0] += np.arange(width, dtype=np.float32)
-    warp[..., 1] += np.arange(height, dtype=np.float32)[:, None]
-    moved: Image = cv2.remap(image, warp, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return moved
+def check_shot(frames: Sequence[Pixels]) -> None:
+    """Raises SampleError where frames differ in size, or where neighbours are of different shots."""
+    before: NDArray[np.float32] | None = None
+    for index, frame in enumerate(frames):
+        if frame.shape != frames[0].shape:
+            raise SampleError("frame_size", f"frame {index} is {frame.shape}, frame 0 is {frames[0].shape}")
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        share = cv2.calcHist([grey], [0], None, [32], [0, 256]).ravel() / np.float32(grey.size)
+        changed = 0.0 if before is None else 0.5 * float(np.abs(share - before).sum())
+        if changed > _CUT_DISTANCE and min(grey.shape) >= _CUT_LEAST_SIDE_PX:
+            cut = f"{changed:.2f} of the luma histogram changes from frame {index - 1} to {index}"
+            raise SampleError("scene_cut", f"{cut}; allowed is {_CUT_DISTANCE}")
+        before = share
+
+
+def check_moving(frames: Sequence[Pixels]) -> None:
+    """Raises SampleError where a frame repeats the one before: for those who pick clips; a mean may hold both."""
+    for index in range(1, len(frames)):
+        difference = cv2.norm(frames[index], frames[index - 1], cv2.NORM_L1) / frames[index].size
+        if difference < _FROZEN_CODES:
+            same = f"frames {index - 1} and {index} differ by {difference:.3f} codes in the mean"
+            raise SampleError("frozen_frame", f"{same}; needed is {_FROZEN_CODES}")
+
+
+class _Motion:
+    """Flow of one gap at the size of the frames, and where every pixel is looked up."""
+
+    def __init__(self, flow: NDArray[np.float32], height: int, width: int) -> None:
+        self.flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR)
+        self.places = np.empty((height, width, 2), np.float32)
+        self.places[..., 0] = np.arange(width, dtype=np.float32)
+        self.places[..., 1] = np.arange(height, dtype=np.float32)[:, None]
+        self.moved, self.lookup = np.empty((height, width, 3), np.float32), np.empty_like(self.places)
+
+    def applied(self, image: Image, time: float) -> Image:
+        """The frame after `time` intervals (negative: before), borders replicated; the next call overwrites it."""
+        cv2.scaleAdd(self.flow, -time, self.places, self.lookup)
+        cv2.remap(image, self.lookup, None, cv2.INTER_LINEAR, self.moved, cv2.BORDER_REPLICATE)
+        return self.moved
 
 
 def apply_temporal_blur(image_lin: Image, params: TemporalBlurParams, scene: Scene, rng: Rng) -> Rendered:
     """Mean of the frames in linear light; the input must be the middle frame, `frames[len(frames) // 2]`.
 
     Where the 95th percentile of the flow exceeds 1 px a frame, instants between frames are warped in, at
-    most 48 in all. Raises ValueError for fewer than 3 frames or another input.
+    most 48 in all. Raises ValueError for fewer than 3 frames or another input, SampleError as `check_shot`.
     """
     frames = scene.frames
     if len(frames) < 3:
@@ -83,20 +119,25 @@ def apply_temporal_blur(image_lin: Image, params: TemporalBlurParams, scene: Sce
     middle_lin = pixels_to_linear(frames[len(frames) // 2])
     if middle_lin.shape != image_lin.shape or cv2.norm(middle_lin, image_lin, cv2.NORM_INF) > 1e-3:
         raise ValueError("temporal_blur must be the first step: its input is not the middle frame")
+    check_shot(frames)
     gaps = len(frames) - 1
     flows = [frame_flow(frames[gap], frames[gap + 1]) for gap in range(gaps)]
     speed_px = max(float(np.percentile(np.hypot(flow[..., 0], flow[..., 1]), 95)) for flow in flows)
     samples_per_gap = max(1, min(math.ceil(speed_px), _MAX_FRAME_SAMPLES // gaps))
     weights = frame_weights(len(frames), samples_per_gap, params.duty_cycle)
     mean = np.zeros_like(image_lin)
-    held, light = -1, image_lin
+    held, light, moving, motion = -1, image_lin, -1, None
     for index in np.flatnonzero(weights):
         nearest = int(2 * index + samples_per_gap) // (2 * samples_per_gap)
         if nearest != held:
             held, light = nearest, expand_highlights(pixels_to_linear(frames[nearest]), params.highlight_gain)
-        time = float(index) / samples_per_gap - nearest
-        flow = flows[min(nearest, gaps - 1) if time >= 0 else nearest - 1]
-        mean = cv2.scaleAdd(moved_by(light, flow, time), float(weights[index]), mean)
+        time, moved = float(index) / samples_per_gap - nearest, light
+        if time != 0:
+            gap = nearest if time > 0 else nearest - 1
+            if motion is None or gap != moving:
+                moving, motion = gap, _Motion(flows[gap], *image_lin.shape[:2])
+            moved = motion.applied(light, time)
+        cv2.scaleAdd(moved, float(weights[index]), mean, mean)
     mean = compress_highlights(mean, params.highlight_gain)
     realised = {"flow_p95_px": speed_px, "samples_per_gap": samples_per_gap}
     return Rendered(mean, image_lin, realised=realised)
@@ -104,7 +145,7 @@ def apply_temporal_blur(image_lin: Image, params: TemporalBlurParams, scene: Sce
 
 TEMPORAL_BLUR = Degradation(
     name="temporal_blur",
-    version=1,
+    version=2,
     params_type=TemporalBlurParams,
     sample=sample_temporal_blur,
     apply=apply_temporal_blur,

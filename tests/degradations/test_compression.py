@@ -4,6 +4,7 @@ Sources were never coded at this size: PNG photos, halved.
 """
 
 import hashlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import JpegImagePlugin
 from skimage import data
 
 from degradations.base import Degradation, Scene
@@ -139,6 +142,79 @@ def test_c3_subsampling_removes_fine_chroma(name: str) -> None:
     assert _fine_blue(half) <= 0.65 * _fine_blue(full)
 
 
+@pytest.mark.parametrize("name", PHOTOS)
+def test_c5_stored_stream_is_the_lq(name: str) -> None:
+    """Decoding the bytes gives the pixels of the step, through Pillow's decoders too."""
+    pixels = PHOTOS[name]
+    for decoded, stream in (
+        code_jpeg(pixels, 35, "4:2:0"),
+        code_jpeg(pixels, 70, "4:2:2"),
+        code_jpeg(pixels, 90, "4:4:4"),
+        code_webp(pixels, 40, 2),
+        code_avif(pixels, 40, "4:2:0", 8),
+    ):
+        with PILImage.open(io.BytesIO(stream)) as coded:
+            assert np.array_equal(np.asarray(coded.convert("RGB")), decoded)
+
+
+@pytest.mark.parametrize(("subsampling", "layers"), [("4:4:4", 0), ("4:2:2", 1), ("4:2:0", 2)])
+def test_subsampling_is_that_of_the_stream(subsampling: str, layers: int) -> None:
+    with PILImage.open(io.BytesIO(code_jpeg(PHOTOS["coffee"], 50, subsampling)[1])) as coded:
+        assert JpegImagePlugin.get_sampling(coded) == layers
+
+
+def test_tables_follow_quality_on_the_scale_of_libjpeg() -> None:
+    tables = set()
+    for quality in (10, 50, 90):
+        params = JpegParams(quality=quality, subsampling="4:2:0")
+        rendered = apply_jpeg(to_float(PHOTOS["coffee"]), params, Scene(), rng_for(0))
+        tables.add(rendered.realised["tables_sha256"])
+        with PILImage.open(io.BytesIO(code_jpeg(PHOTOS["coffee"], quality, "4:2:0")[1])) as coded:
+            assert isinstance(coded, JpegImagePlugin.JpegImageFile)
+            first = coded.quantization[0][0]
+        scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+        assert first == int((16 * scale + 50) / 100)
+    assert len(tables) == 3
+
+
+@pytest.mark.parametrize(
+    ("params_type", "values"),
+    [
+        (JpegParams, {"quality": 0}),
+        (JpegParams, {"quality": 101}),
+        (JpegParams, {"subsampling": "4:1:0"}),
+        (WebpParams, {"method": 7}),
+        (AvifParams, {"quantizer": 64}),
+        (AvifParams, {"speed": 0}),
+        (RecompressParams, {"scale": (0.0, 1.0)}),
+        (RecompressParams, {"quality": (50, 500)}),
+        (RecompressParams, {"coding": ("jpeg_420", "gif")}),
+    ],
+)
+def test_parameters_out_of_range_are_named(params_type: Any, values: dict[str, Any]) -> None:
+    good: dict[Any, dict[str, Any]] = {
+        JpegParams: {"quality": 50, "subsampling": "4:2:0"},
+        WebpParams: {"quality": 50, "method": 4},
+        AvifParams: {"quantizer": 40, "subsampling": "4:2:0", "speed": 8},
+        RecompressParams: {
+            "coding": ("jpeg_420", "webp"),
+            "quality": (50, 60),
+            "scale": (1.0, 0.7),
+            "shift_x_px": (0, 3),
+            "shift_y_px": (1, 2),
+        },
+    }
+    assert params_type.model_validate(good[params_type])
+    (field,) = values
+    with pytest.raises(ValueError, match=field):
+        params_type.model_validate({**good[params_type], **values})
+
+
+def test_generations_need_an_entry_in_every_field() -> None:
+    with pytest.raises(ValueError, match="one entry per generation"):
+        RecompressParams(coding=("webp",), quality=(50, 60), scale=(1.0,), shift_x_px=(0,), shift_y_px=(0,))
+
+
 def _recompress(pixels: Pixels, params: RecompressParams) -> Image:
     return apply_recompress(to_float(pixels), params, Scene(), rng_for(0, "unused")).image
 
@@ -241,7 +317,7 @@ from degradations.compression import code_avif, code_jpeg, code_webp
 pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape({shape})
 for stream in (code_jpeg(pixels, 40, "4:2:0")[1], code_webp(pixels, 40, 4)[1],
                code_avif(pixels, 40, "4:2:0", 8)[1]):
-    print(hashlib.sha256(stream.getvalue()).hexdigest())
+    print(hashlib.sha256(stream).hexdigest())
 """
 
 
@@ -252,7 +328,7 @@ def test_streams_are_the_same_in_another_process() -> None:
         code_webp(pixels, 40, 4)[1],
         code_avif(pixels, 40, "4:2:0", 8)[1],
     )
-    here = [hashlib.sha256(stream.getvalue()).hexdigest() for stream in streams]
+    here = [hashlib.sha256(stream).hexdigest() for stream in streams]
     command = [sys.executable, "-c", _OTHER_PROCESS.format(shape=pixels.shape)]
     there = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=True).stdout
     assert there.decode().split() == here
