@@ -9,6 +9,7 @@ whose last bits depend on the CPU.
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ Plane = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 _STEPS = 65535
+_STRIP_VALUES = 1 << 17
 LUMA_LIN = (0.2126, 0.7152, 0.0722)
 """Rec. 709 weights of linear RGB in relative luminance Y."""
 
@@ -50,11 +52,22 @@ def _codes_table() -> NDArray[np.float32]:
     return np.arange(256, dtype=np.float32) * np.float32(1 / 255)
 
 
+def _quantised(values: NDArray[np.float32], steps: int, codes: NDArray[Any]) -> None:
+    """Fill `codes` with `values` times `steps`, clipped and rounded to nearest, in strips that stay in the cache."""
+    rows = max(1, _STRIP_VALUES // max(1, values[:1].size))
+    buffer = np.empty((min(rows, len(values)), *values.shape[1:]), np.float32)
+    for top in range(0, len(values), rows):
+        strip = values[top : top + rows]
+        scaled = np.multiply(strip, np.float32(steps), out=buffer[: len(strip)])
+        scaled += np.float32(0.5)
+        np.clip(scaled, 0, steps + 0.5, out=scaled)
+        codes[top : top + rows] = scaled
+
+
 def _table_index(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    scaled = values * np.float32(_STEPS)
-    np.clip(scaled, 0, _STEPS, out=scaled)
-    scaled += np.float32(0.5)
-    return scaled.astype(np.uint16)
+    index = np.empty(values.shape, np.uint16)
+    _quantised(values, _STEPS, index)
+    return index
 
 
 def srgb_to_linear(image: Image) -> Image:
@@ -83,10 +96,9 @@ def to_float(pixels: Pixels) -> Image:
 
 def to_pixels(image: Image) -> Pixels:
     """[0, 1] to 8-bit codes, clipped and rounded to nearest."""
-    scaled = image * np.float32(255)
-    scaled += np.float32(0.5)
-    np.clip(scaled, 0, 255.5, out=scaled)
-    return scaled.astype(np.uint8)
+    pixels = np.empty(image.shape, np.uint8)
+    _quantised(image, 255, pixels)
+    return pixels
 
 
 def luminance(image_lin: Image) -> Plane:

@@ -19,6 +19,8 @@ MAY_USE = {
     "training": {"pairforge", "degradations"},
     "eval": {"pairforge", "qc"},
 }
+BRIDGE = "degradations.albumentations"
+"""Loads Albumentations, and torch with it, and tells it by an environment variable not to ask the network."""
 CONTRACT_MAY_IMPORT = {
     *("PIL", "cv2", "fsspec", "numpy", "pairforge", "pyarrow", "pydantic", "pydantic_core", "webdataset", "yaml"),
     *("aiobotocore", "aiohttp", "botocore", "s3fs"),  # with s3:// URLs alone
@@ -84,11 +86,19 @@ after = (dict(os.environ), random.getstate(), numpy.random.get_state()[1].tolist
 for number, (x, y) in enumerate(zip(before, after)):
     assert x == y, f"importing changed process state number {number}"
 """
-    libraries = {name for module in MODULES for name in _imports(_path(module), top_level_only=True)}
+    modules = [module for module in MODULES if module != BRIDGE]
+    libraries = {name for module in modules for name in _imports(_path(module), top_level_only=True)}
     libraries = {name for name in libraries if name.split(".")[0] not in PACKAGES}
-    arguments = [" ".join(MODULES), " ".join(sorted(libraries))]
+    arguments = [" ".join(modules), " ".join(sorted(libraries))]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_needs_the_bridge_or_its_library() -> None:
+    for module in MODULES:
+        if module != BRIDGE:
+            used = _imports(_path(module))
+            assert BRIDGE not in used and "albumentations" not in {name.split(".")[0] for name in used}, module
 
 
 def test_randomness_comes_from_rng_for_alone() -> None:
