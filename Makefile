@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench chaos clean
+.PHONY: demo test test-slow lint format bench chaos gallery golden clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/pairforge run configs/demo.yaml --sheet out/demo/sheet.png
@@ -28,9 +28,16 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/planning.py --rows 1000000
+	$(RUN) benchmarks/degradations.py
 
 chaos: $(VENV)/.dev
 	PYTHONPATH=. $(RUN) benchmarks/chaos.py --kills 100
+
+gallery: $(VENV)/.dev
+	PYTHONPATH=. $(RUN) docs/render_gallery.py
+
+golden: $(VENV)/.dev
+	$(RUN) -m tests.degradations.test_severity
 
 clean:
 	rm -rf out build .pytest_cache .mypy_cache .ruff_cache .hypothesis

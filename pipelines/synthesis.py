@@ -14,6 +14,7 @@ import numpy as np
 
 from degradations.base import Pattern, Scene
 from degradations.catalog import replay
+from degradations.temporal_blur import check_moving
 from pairforge.config import canonical_json
 from pairforge.image import Pixels, decode_png, encode_png, to_pixels, use_one_thread
 from pairforge.records import Asset, Fate, InfraError, Sample, SampleError, parse_stored
@@ -171,6 +172,7 @@ def _load(bench: _Bench, record: PlannedRecord) -> tuple[Base, tuple[Base, ...]]
     if record.source.kind != "video":
         return bench.base(record.source), ()
     frames = load_frames(bench.storage, record.source, record.window_start, bench.settings.base, bench.settings.folder)
+    check_moving([frame.pixels for frame in frames])
     return frames[len(frames) // 2], frames
 
 
