@@ -75,7 +75,7 @@ def rows_of(number: int, count: int) -> pa.Table:
         "fate": pa.array(["usable", "rejected"]).take(pa.array(is_refused.astype(np.int64))),
         "reason": pa.array(["", "transparent"]).take(pa.array(is_refused.astype(np.int64))),
     }
-    constant = {"kind": "photo", "format": "JPEG", "licence": "CC0-1.0"}
+    constant = {"kind": "photo", "format": "JPEG", "licence": "CC0-1.0", "role": "any"}
     arrays = [
         pa.array(columns[field.name]).cast(field.type)
         if field.name in columns

@@ -87,6 +87,7 @@ class SourceRef(Frozen):
     attribution: str
     width: int
     height: int
+    role: str = "any"
 
 
 class BaseRef(Frozen):

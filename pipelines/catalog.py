@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from degradations.scene.faces import find_faces, is_portrait
 from pairforge.config import canonical_json
-from pairforge.decode import check_size, probe
+from pairforge.decode import check_size, decode_source, probe
 from pairforge.records import Fate, InfraError, SampleError
 from pairforge.storage import Storage
 from pipelines.reading import count_frames, hash_file, local_copy, read_source
@@ -33,12 +34,12 @@ _READERS = 8
 _MERGE_AT = 500_000
 _ROWS_AT_A_TIME = 10_000
 """Rows of a row group, which planning holds at once and draws partners among: to change it changes plans."""
-_REPETITIVE = ["kind", "format", "licence", "attribution", "split", "fate", "reason", "detail"]
+_REPETITIVE = ["kind", "format", "licence", "attribution", "split", "role", "fate", "reason", "detail"]
 """Columns read through their dictionary, so that equal values are one object."""
 
 
 class CatalogRow(NamedTuple):
-    """One source as it was seen. `fate` is usable, rejected, failed or removed."""
+    """One source as it was seen. `fate` is usable, rejected, failed or removed; `role` portrait, scene or any."""
 
     source_id: str
     sha256: str
@@ -56,6 +57,7 @@ class CatalogRow(NamedTuple):
     attribution: str
     group: str
     split: str
+    role: str
     fate: str
     reason: str
     detail: str
@@ -310,6 +312,7 @@ def examine(found: Found, spec: AnySources, config: RunConfig) -> CatalogRow:
         attribution=spec.attribution,
         group=found.group,
         split=split_of(found.group, config.split),
+        role=found.role or ("any" if spec.role in ("by_faces", "by_column") else spec.role),
         fate=USABLE,
         reason="",
         detail="",
@@ -333,9 +336,15 @@ def examine(found: Found, spec: AnySources, config: RunConfig) -> CatalogRow:
         sha256 = hashlib.sha256(data).hexdigest()
         row = row._replace(sha256=sha256, source_id=sha256[:24], size_bytes=len(data))
         facts = probe(data, limits.for_decoding())
-        return row._replace(format=facts.format, width=facts.width, height=facts.height)
+        row = row._replace(format=facts.format, width=facts.width, height=facts.height)
+        return row._replace(role=_role_by_faces(data, limits)) if spec.role == "by_faces" else row
     except SampleError as refusal:
         return row._replace(fate=refusal.fate.value, reason=refusal.reason, detail=refusal.detail)
+
+
+def _role_by_faces(data: bytes, limits: Limits) -> str:
+    pixels, _ = decode_source(data, limits.for_decoding())
+    return "portrait" if is_portrait(find_faces(pixels), pixels.shape) else "scene"
 
 
 def _check_bytes(size: int, limits: Limits) -> None:

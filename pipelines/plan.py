@@ -6,7 +6,7 @@ only touches the parts that used the source.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,12 +121,15 @@ def too_small(row: CatalogRow, base: Normalisation) -> bool:
 def count_sources(config: RunConfig, catalog: Catalog) -> dict[str, int]:
     """What became of every source, as `Catalog.counts`; `usable` are those that records are planned of."""
     counts = catalog.counts()
-    needs_frames = {"frames" in recipe.needs() for recipe in config.recipes}
+    wanted = {("frames" in recipe.needs(), recipe.role) for recipe in config.recipes}
     unused: Counter[str] = Counter()
-    for table in catalog.read_usable("width", "height", "kind"):
+    for table in catalog.read_usable("width", "height", "kind", "role"):
         short_px = pc.min_element_wise(table["width"], table["height"]).to_numpy()
         small = (short_px < config.base.size_px) & (config.base.small == "refuse")
-        served = np.isin(pc.equal(table["kind"], "video").to_numpy(), list(needs_frames))
+        served = np.zeros(len(table), bool)
+        for frames, role in wanted:
+            of_role = role == "any" or pc.equal(table["role"], role).to_numpy()
+            served |= (pc.equal(table["kind"], "video").to_numpy() == frames) & of_role
         unused.update(too_small_for_base=int(small.sum()), no_recipe=int((~served & ~small).sum()))
     refused = {f"{Fate.REJECTED}:{reason}": count for reason, count in unused.items() if count}
     rest = {name: count for name, count in counts.items() if name not in ("seen", "usable")}
@@ -141,7 +144,7 @@ def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
     headers = {recipe.category: _header(settings, recipe.category) for recipe in config.recipes}
     tasks = [_Task(recipe, "frames" in recipe.needs(), "second" in recipe.needs()) for recipe in config.recipes]
     streams: dict[tuple[str, str], _Stream] = {}
-    pool: dict[str, tuple[CatalogRow, ...]] = {}
+    pool: defaultdict[tuple[str, str], tuple[CatalogRow, ...]] = defaultdict(tuple)
     for rows in catalog.read_batches():
         usable = [row for row in rows if row.fate == USABLE and not too_small(row, config.base)]
         _refill_pool(pool, usable)
@@ -149,13 +152,14 @@ def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
         for place, row in enumerate(usable):
             identity = _identity(row)
             for task, draws in zip(tasks, drawn, strict=True):
-                if task.needs_frames != (row.kind == "video"):
+                if not _serves(task, row):
                     continue
                 recipe = task.recipe
                 stream = streams.setdefault((recipe.category, row.split), _Stream())
                 for variant in range(recipe.variants):
                     if row.source_id not in removed:
-                        partner = _partner(draws, (variant, place), row, pool[row.split], removed)
+                        candidates = pool[(row.split, recipe.second_role)]
+                        partner = _partner(draws, (variant, place), row, candidates, removed)
                         _add_record(stream, config.seed, recipe, row, identity, variant, partner)
                     stream.slots += 1
                     if stream.slots == config.shards.records_per_shard:
@@ -164,16 +168,21 @@ def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
         yield from _close(stream, category, split, headers, False)
 
 
-def _refill_pool(pool: dict[str, tuple[CatalogRow, ...]], usable: list[CatalogRow]) -> None:
-    """Partners come from the same batch; a small batch is topped up with the sources just before it."""
-    photos: dict[str, list[CatalogRow]] = {row.split: [] for row in usable}
+def _serves(task: _Task, row: CatalogRow) -> bool:
+    return task.needs_frames == (row.kind == "video") and task.recipe.role in ("any", row.role)
+
+
+def _refill_pool(pool: dict[tuple[str, str], tuple[CatalogRow, ...]], usable: list[CatalogRow]) -> None:
+    """Partners, by split and role, come from the same batch; few are topped up with the sources just before it."""
+    photos: dict[tuple[str, str], list[CatalogRow]] = {}
     for row in usable:
         if row.kind == "photo":
-            photos[row.split].append(row)
-    for split, rows in photos.items():
+            for role in {"any", row.role}:
+                photos.setdefault((row.split, role), []).append(row)
+    for place, rows in photos.items():
         short = _POOL_AT_LEAST - len(rows)
-        earlier = pool.get(split, ())[-short:] if short > 0 else ()
-        pool[split] = (*earlier, *rows)
+        earlier = pool.get(place, ())[-short:] if short > 0 else ()
+        pool[place] = (*earlier, *rows)
 
 
 def _draw_partners(seed: int, task: _Task, usable: list[CatalogRow]) -> NDArray[np.float64] | None:
@@ -254,4 +263,4 @@ def _header(settings: RenderSettings, category: str) -> bytes:
 
 def _identity(row: CatalogRow) -> str:
     """What of a source reaches the bytes of a shard."""
-    return "\t".join((row.sha256, row.uri, row.group, row.licence, row.attribution, str(row.window_frames)))
+    return "\t".join((row.sha256, row.uri, row.group, row.licence, row.attribution, str(row.window_frames), row.role))

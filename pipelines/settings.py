@@ -47,12 +47,29 @@ class GroupRule(Frozen):
         return value
 
 
+Role = Literal["any", "portrait", "scene"]
+
+
 class SourceSet(Frozen):
     """What every set of sources states."""
 
     licence: str = Field(description="SPDX id or name of the licence of these sources")
     attribution: str = ""
     group: GroupRule
+    role: Role | Literal["by_faces", "by_column"] = Field(
+        "any", description="portraits, scenes, or what a cascade that finds frontal faces says of each"
+    )
+    role_column: str | None = Field(
+        None, description="column of the table that holds portrait or scene, for role: by_column"
+    )
+
+    @model_validator(mode="after")
+    def _role_is_complete(self) -> Self:
+        if (self.role == "by_column") != (self.role_column is not None):
+            raise ValueError("`role_column` goes with `role: by_column`, and only with it")
+        if self.role_column is not None and "uri_column" not in type(self).model_fields:
+            raise ValueError("`role: by_column` needs sources of kind table")
+        return self
 
     @field_validator("group")
     @classmethod
@@ -221,6 +238,8 @@ class Recipe(Frozen):
     category: Name
     variants: int = Field(ge=1, le=10_000)
     order: Literal["physical", "as_listed"] = "physical"
+    role: Role = Field("any", description="sources that it serves")
+    second_role: Role = Field("any", description="sources that it draws second images from, for reflections")
     chain: tuple[StepSpec, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

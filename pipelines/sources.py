@@ -45,7 +45,7 @@ class Found(NamedTuple):
     """One thing that listing turned up; `refusal` is set where it cannot be a source.
 
     `stamp` changes with its content. For a refused one it is the reason, so that it is looked at again
-    once the reason has gone. `size_bytes` is 0 where only reading tells.
+    once the reason has gone. `size_bytes` is 0 where only reading tells; `role` is empty where no column does.
     """
 
     uri: str
@@ -54,6 +54,7 @@ class Found(NamedTuple):
     size_bytes: int
     group: str
     refusal: SampleError | None
+    role: str = ""
 
 
 def list_sources(spec: AnySources) -> Iterator[Found]:
@@ -196,7 +197,7 @@ def _list_table(spec: TableSources, container: Entry) -> Iterator[Found]:
 
 def _check_columns(spec: TableSources, uri: str, schema: pa.Schema) -> None:
     column = spec.uri_column or spec.bytes_column or ""
-    missing = {column, spec.group.column or column} - set(schema.names)
+    missing = {column, spec.group.column or column, spec.role_column or column} - set(schema.names)
     if missing:
         raise ValueError(f"{uri} has no column {', '.join(sorted(missing))}; it has {', '.join(schema.names)}")
     kind = schema.field(column).type
@@ -213,10 +214,11 @@ def _check_columns(spec: TableSources, uri: str, schema: pa.Schema) -> None:
 
 def _list_row_group(spec: TableSources, container: Entry, table: pq.ParquetFile, group_index: int) -> Iterator[Found]:
     column = spec.uri_column or spec.bytes_column or ""
-    columns = sorted({column, spec.group.column or column})
+    columns = sorted({column, spec.group.column or column, spec.role_column or column})
     rows = table.read_row_group(group_index, columns=columns, use_threads=False)
     values = rows[column] if spec.uri_column else pc.binary_length(rows[column])
     groups = rows[spec.group.column].to_pylist() if spec.group.column else []
+    roles = rows[spec.role_column].to_pylist() if spec.role_column else []
     for row_index, value in enumerate(values.to_pylist()):
         locator = f"{group_index},{row_index}"
         entry = Entry(
@@ -229,6 +231,8 @@ def _list_row_group(spec: TableSources, container: Entry, table: pq.ParquetFile,
         if isinstance(value, str):
             entry = _named_entry(value)
         found = _found(entry, spec.group, "" if spec.uri_column else locator)
+        if roles:
+            found = _with_role(found, roles[row_index])
         if spec.group.column:
             group = groups[row_index]
             found = found._replace(group="" if group is None else str(group))
@@ -245,3 +249,10 @@ def _named_entry(uri: str) -> Entry:
     if is_remote(uri):
         return Entry(uri, uri, 0, "uri", None)
     return examine_entry(str(local_path(uri)), uri)._replace(uri=uri)
+
+
+def _with_role(found: Found, role: object) -> Found:
+    if role in ("portrait", "scene", "any"):
+        return found._replace(role=str(role))
+    refusal = SampleError("unknown_role", f"{role!r} is neither portrait, scene nor any", Fate.REJECTED)
+    return found._replace(refusal=found.refusal or refusal, stamp=(found.refusal or refusal).reason)

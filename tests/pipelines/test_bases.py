@@ -53,6 +53,7 @@ def row_of(path: Path, width: int, height: int, **changes: Any) -> CatalogRow:
         licence="CC0-1.0",
         group="g",
         split="train",
+        role="any",
         fate="usable",
     )
     return row._replace(**changes)

@@ -460,7 +460,7 @@ def test_rows_come_back_as_they_were_written_in_bounded_lists(
 ) -> None:
     text = ["", "a", "ünï\n", "x" * 300]
     rows = [
-        CatalogRow._make(n + i if CATALOG_SCHEMA.field(i).type == pa.int64() else text[(n + i) % 4] for i in range(19))
+        CatalogRow._make(n + i if CATALOG_SCHEMA.field(i).type == pa.int64() else text[(n + i) % 4] for i in range(len(CATALOG_SCHEMA)))
         for n in range(23)
     ]
     monkeypatch.setattr(catalog_module, "_ROWS_AT_A_TIME", 4)

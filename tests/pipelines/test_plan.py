@@ -4,17 +4,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairforge.image import save_picture
 from pairforge.storage import open_storage
 from pipelines.catalog import Catalog, CatalogRow, split_of
 from pipelines.plan import Part, plan_parts
 from pipelines.settings import RunConfig, SplitFractions
 
 
-def source(number: int, split: str = "train", kind: str = "photo", fate: str = "usable") -> CatalogRow:
+def source(
+    number: int, split: str = "train", kind: str = "photo", fate: str = "usable", role: str = "any"
+) -> CatalogRow:
     digest = f"{number:064x}"
     return CatalogRow(
         source_id=digest[-24:],
@@ -33,6 +39,7 @@ def source(number: int, split: str = "train", kind: str = "photo", fate: str = "
         attribution="",
         group=f"p/{number}",
         split=split,
+        role=role,
         fate=fate,
         reason="",
         detail="",
@@ -203,3 +210,53 @@ def test_splits_have_their_shares() -> None:
     counts = Counter(split_of(f"group {i}", fractions) for i in range(20_000))
     assert counts["val"] / 20_000 == pytest.approx(0.1, abs=0.01)
     assert counts["test"] / 20_000 == pytest.approx(0.2, abs=0.01)
+
+
+def test_recipes_take_sources_and_second_images_by_role(
+    make_config: Callable[..., RunConfig], catalog_of: Callable[..., Catalog]
+) -> None:
+    """Portraits behind glass in which scenes are reflected, and a smaller share the other way round."""
+    step = [{"type": "reflection", "severity": 0.5}]
+    common = {"version": 1, "category": "reflection", "chain": step}
+    recipes = [
+        {"name": "straight", "variants": 4, "role": "portrait", "second_role": "scene", **common},
+        {"name": "swapped", "variants": 1, "role": "scene", "second_role": "portrait", **common},
+    ]
+    rows = [source(n, role="portrait" if n % 2 else "scene") for n in range(20)] + [source(50)]
+    config = make_config(recipes=recipes)
+    records = [record for part in plan_parts(config, catalog_of(rows)) for record in part.records]
+    assert len(records) == 10 * 4 + 10 * 1, "a source of no role serves neither"
+    for record in records:
+        assert record.partner is not None
+        roles = (record.source.role, record.partner.role)
+        assert roles == (("portrait", "scene") if record.recipe == "straight" else ("scene", "portrait"))
+    alone = [record for part in plan_parts(config, catalog_of(rows[::2])) for record in part.records]
+    assert {record.partner for record in alone} == {None}, "without portraits there is none to reflect"
+
+
+def test_faces_tell_portraits_from_scenes(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in ("astronaut", "coffee", "rocket", "chelsea"):
+        save_picture(getattr(skimage.data, name)(), folder / f"{name}.png")
+    said = {"licence": "CC0-1.0", "group": {"by": "file"}, "role": "by_faces"}
+    config = make_config(sources=[{"kind": "files", "url": str(folder), **said}])
+    catalog = Catalog(open_storage(config.output))
+    catalog.scan(config)
+    roles = {Path(row.uri).stem: row.role for rows in catalog.read_batches() for row in rows}
+    assert roles == {"astronaut": "portrait", "coffee": "scene", "rocket": "scene", "chelsea": "scene"}
+
+
+def test_a_column_tells_roles(make_config: Callable[..., RunConfig], photo_folder: Path, tmp_path: Path) -> None:
+    photos = sorted(str(path) for path in photo_folder.rglob("*.png"))[:4]
+    told = ["portrait", "scene", "any", "landscape"]
+    pq.write_table(pa.table({"uri": photos, "what": told}), tmp_path / "t.parquet")
+    said = {"licence": "CC0-1.0", "group": {"by": "file"}, "role": "by_column", "role_column": "what"}
+    config = make_config(sources=[{"kind": "table", "url": str(tmp_path / "t.parquet"), "uri_column": "uri", **said}])
+    catalog = Catalog(open_storage(config.output))
+    catalog.scan(config)
+    rows = {row.uri: row for rows in catalog.read_batches() for row in rows}
+    assert [rows[photo].role for photo in photos[:3]] == told[:3]
+    assert (rows[photos[3]].fate, rows[photos[3]].reason) == ("rejected", "unknown_role")
+    with pytest.raises(ValueError, match="`role_column` goes with `role: by_column`"):
+        make_config(sources=[{"kind": "files", "url": "x", **said, "role": "portrait"}])

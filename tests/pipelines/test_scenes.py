@@ -12,6 +12,7 @@ import pytest
 
 from degradations.scene import depth as geometric
 from degradations.scene.learned import model_hash
+from pairforge.image import Pixels, decode_png
 from pairforge.records import InfraError
 from pairforge.shards import read_shard
 from pairforge.snapshot import open_snapshot
@@ -34,6 +35,10 @@ def local(config: RunConfig, output: str) -> Backend:
 
 def on_ray(config: RunConfig, output: str) -> Backend:
     return RayBackend(stages_of(config), (render_settings(config), output))
+
+
+def read(path: Path) -> Pixels:
+    return decode_png(path.read_bytes())
 
 
 def recipe(kind: str, **more: Any) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def test_given_depth_is_read_beside_its_source_and_refused_with_a_reason(
     shutil.copytree(photo_folder / "a", folder)
     photos = sorted(folder.glob("*.png"))
     for place, photo in enumerate(photos):
-        height, width = cv2.imread(str(photo)).shape[:2]
+        height, width = read(photo).shape[:2]
         metres = np.tile(np.linspace(60000, 2000, height).astype(np.uint16)[:, None], (1, width))
         if place == 1:
             metres = metres[: height // 2]
@@ -239,7 +244,7 @@ def test_chains_are_drawn_whole_and_replay(make_config: MakeConfig) -> None:
     snapshot = open_snapshot(config.output)
     small = next(s for s in snapshot.manifest.shards if s.category == "real_esrgan_x4")
     files = next(read_shard(snapshot.storage, small.tar_name))[1]
-    sides = [cv2.imdecode(np.frombuffer(files[f"{n}.png"], np.uint8), cv2.IMREAD_COLOR).shape[:2] for n in ("lq", "hq")]
+    sides = [decode_png(files[f"{side}.png"]).shape[:2] for side in ("lq", "hq")]
     assert sides == [(32, 32), (128, 128)]
 
 
