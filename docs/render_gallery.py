@@ -6,8 +6,10 @@ Photos are those of scikit-image and scikit-learn. Photos are shown whole, or a 
 degradation is a matter of pixels.
 """
 
+import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +24,7 @@ from degradations.catalog import BY_NAME, DEGRADATIONS, replay
 from degradations.chains import CHAINS
 from degradations.scene.depth import GeometricDepth
 from degradations.scene.segments import SlicSegments
-from pairforge.image import Pixels, save_picture, to_pixels, use_one_thread
+from pairforge.image import Pixels, to_pixels, use_one_thread
 from pairforge.records import Step
 from pipelines.drawing import draw_choice
 from pipelines.preview import telling
@@ -30,9 +32,9 @@ from pipelines.scenes import enlarge, needs_of
 
 FOLDER = Path(__file__).parent / "gallery"
 SEVERITIES = (0.2, 0.5, 0.8)
-BASE_PX, THUMB_PX = (576, 432), (224, 168)
+BASE_PX, THUMB_PX = (576, 432), (192, 144)
 LINE_PX, GAP_PX = 14, 4
-MOST_BYTES = 4_000_000
+MOST_BYTES, BYTES_A_ROW = 4_000_000, 17_200
 PIXEL_MATTERS = (
     "blur noise jpeg webp avif recompress resize resolution grain moire fringe real_esrgan apisr web composite"
 ).split()
@@ -77,12 +79,13 @@ def degraded(name: str, severity: float, photo: Pixels, second: Pixels, seed: in
     needs = needs_of(steps)
     frames = pan(photo) if "frames" in needs else ()
     base = frames[3] if frames else photo
-    views = {"depth": GeometricDepth, "segments": SlicSegments}
+    providers: dict[str, Any] = {"depth": GeometricDepth, "segments": SlicSegments}
+    views: dict[str, Any] = {need: enlarge(make()(base), base) for need, make in providers.items() if need in needs}
     scene = Scene(
         second=second,
         frames=frames,
         patterns={kind: patterns_of(kind, seed) for kind in {BY_NAME[s.name].bank for s in steps} - {""}},
-        **{need: enlarge(provider()(base), base) for need, provider in views.items() if need in needs},  # type: ignore[arg-type]
+        **views,
     )
     image = to_pixels(replay(base, steps, scene).image)
     if image.shape != base.shape:
@@ -92,7 +95,9 @@ def degraded(name: str, severity: float, photo: Pixels, second: Pixels, seed: in
 
 def sheet(name: str, held: dict[str, Pixels]) -> Pixels:
     """Rows of photos; columns: as it was, then by severity."""
-    rows = ("china", "astronaut", "coffee", "rocket") if len(name) % 2 else ("china", "flower", "chelsea", "rocket")
+    rows = ["china", "astronaut", "coffee", "rocket"] if len(name) % 2 else ["china", "flower", "chelsea", "rocket"]
+    if name.startswith("composite"):
+        rows = rows[::3]
     whole = not any(word in name for word in PIXEL_MATTERS)
     cell = (THUMB_PX[0] + GAP_PX, THUMB_PX[1] + 2 * LINE_PX + GAP_PX)
     canvas = PILImage.new("RGB", ((1 + len(SEVERITIES)) * cell[0] + GAP_PX, len(rows) * cell[1] + GAP_PX), (24, 24, 26))
@@ -132,16 +137,25 @@ def _thumb(pixels: Pixels, whole: bool) -> Pixels:
     return np.ascontiguousarray(pixels[y : y + THUMB_PX[1], x : x + THUMB_PX[0]])
 
 
+def _small_jpeg(pixels: Pixels) -> bytes:
+    """The best quality that fits."""
+    rows = round(pixels.shape[0] / (THUMB_PX[1] + 2 * LINE_PX + GAP_PX))
+    for quality in range(88, 20, -4):
+        stream = io.BytesIO()
+        PILImage.fromarray(pixels).save(stream, "JPEG", quality=quality, optimize=True)
+        if stream.tell() <= rows * BYTES_A_ROW:
+            break
+    return stream.getvalue()
+
+
 def main() -> int:
     use_one_thread()
     held = photos()
     names = sys.argv[1:] or [d.name for d in DEGRADATIONS] + [c.name for c in CHAINS]
     for name in names:
         path = FOLDER / f"{name}.jpg"
-        save_picture(sheet(name, held), path.with_suffix(".png"))
-        with PILImage.open(path.with_suffix(".png")) as picture:
-            picture.save(path, "JPEG", quality=72, optimize=True)
-        path.with_suffix(".png").unlink()
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(_small_jpeg(sheet(name, held)))
         print(path.name, path.stat().st_size, flush=True)
     total = sum(path.stat().st_size for path in FOLDER.glob("*.jpg"))
     print(f"{total} bytes in all; at most {MOST_BYTES} are wanted")
