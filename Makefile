@@ -31,7 +31,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/degradations.py
 
 chaos: $(VENV)/.dev
-	PYTHONPATH=. $(RUN) benchmarks/chaos.py --kills 100
+	$(RUN) benchmarks/chaos.py --kills 100
 
 gallery: $(VENV)/.dev
 	PYTHONPATH=. $(RUN) docs/render_gallery.py

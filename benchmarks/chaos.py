@@ -32,6 +32,7 @@ from typing import Any
 import cv2
 import skimage.data
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations.py is called like the package
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines.engine import Backend, LocalBackend

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import skimage.data
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this file is called like the package
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations.py is called like the package
 from sklearn.datasets import load_sample_image
 
 from degradations.banks import GENERATORS

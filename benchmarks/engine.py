@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import skimage.data
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations.py is called like the package
 from pairforge.shards import Marker
 from pairforge.storage import open_storage
 from pipelines.catalog import Catalog

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations.py is called like the package
 from pairforge.rng import rng_for
 from pairforge.storage import open_storage
 from pipelines.catalog import CATALOG_SCHEMA, Catalog

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from planning import config_of, write
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations.py is called like the package
 from pairforge.config import canonical_json
 from pairforge.image import encode_png
 from pairforge.records import Fate, Sample

@@ -26,6 +26,7 @@ from degradations.rain import RAIN
 from degradations.rain_glass import RAINDROPS_ON_GLASS
 from degradations.rain_pattern import RAIN_PATTERN
 from degradations.reflection import DOUBLE_PANE_REFLECTION, REFLECTION
+from degradations.reflection_mixing import NONLINEAR_REFLECTION
 from degradations.resampling import LOW_RESOLUTION, RESIZE
 from degradations.snow import SNOW
 from degradations.temporal_blur import TEMPORAL_BLUR
@@ -43,6 +44,7 @@ DEGRADATIONS: tuple[Degradation[Any], ...] = (
     RAINDROPS_ON_GLASS,
     REFLECTION,
     DOUBLE_PANE_REFLECTION,
+    NONLINEAR_REFLECTION,
     FLARE,
     FLARE_LIGHTS,
     FLARE_OVERLAY,

@@ -32,6 +32,8 @@ _SCALES = ((384, 2.0), (512, 1.0), (512, 1.5), (640, 1.5), (768, 1.0))
 """(side of the pattern in px, sensor px per px of it): photos are kept at their size or reduced."""
 _FEWEST_CYCLES, _MOST_CYCLES = 6.0, 40.0
 _R2 = (0.7548776662466927, 0.5698402909980532)
+_FAINTEST = 5e-4
+"""Contrast below which screen and resonance are drawn anew: photosites pass next to nothing of pitch 1."""
 _MARGIN_PX = 4
 _FULL_SCALE_RMS = 3.0
 _THUMB_PX = 96
@@ -47,13 +49,16 @@ def draw_capture(index: int, seed: int) -> tuple[MoireParams, int, float]:
     cycles = _FEWEST_CYCLES + (_MOST_CYCLES - _FEWEST_CYCLES) * along
     rng = rng_for(seed, "moire_bank", index)
     side_px, reduction = _SCALES[int(rng.integers(len(_SCALES)))]
-    resonance = _RESONANCES[int(rng.choice(len(_RESONANCES), p=_SHARES))]
     radius = cycles / (side_px * reduction)
     detuning = radius * np.cos(np.pi * turn), radius * np.sin(np.pi * turn)
-    params = draw_screen(resonance, detuning, rng)
-    sigma = float(rng.uniform(0.25, 0.5))
+    contrast = 0.0
+    while contrast < _FAINTEST:
+        resonance = _RESONANCES[int(rng.choice(len(_RESONANCES), p=_SHARES))]
+        params = draw_screen(resonance, detuning, rng)
+        sigma = float(rng.uniform(0.25, 0.5))
+        contrast = contrast_of(params, resonance, sigma)
     # The scale of a pattern is free, so a faint one may be raised before small harmonics are left out.
-    gain = float(np.clip(0.4 / contrast_of(params, resonance, sigma), 1.0, 10.0))
+    gain = float(np.clip(0.4 / contrast, 1.0, 10.0))
     return params.model_copy(update={"lens_sigma_px": sigma, "artistic_gain": gain}), side_px, reduction
 
 

@@ -45,6 +45,43 @@ class FilmGrainParams(GrainParams):
     layer_correlation_ratio: float = Field(ge=0, le=1)
 
 
+class PrintGrainParams(Params):
+    """`grain_radius_frac`: as in GrainParams, of the short side of the print. `grain_sigma_frac`: standard deviation at
+    u = 0.5, of full scale, where pixels are much smaller than grains.
+    """
+
+    grain_radius_frac: float = Field(ge=1e-5, le=0.01)
+    grain_sigma_frac: float = Field(ge=0, le=0.5)
+
+
+class ColorPrintGrainParams(PrintGrainParams):
+    """`layer_correlation_ratio`: correlation of grain between colours."""
+
+    layer_correlation_ratio: float = Field(ge=0, le=1)
+
+
+def sample_print_grain(severity: float, rng: Rng) -> PrintGrainParams:
+    """A plate or roll film holds some 2000 to 1000 grains or clumps across its short side, faster ones fewer."""
+    return PrintGrainParams(
+        grain_radius_frac=log_uniform(rng, 0.00045, 0.0008) * (1 + 0.35 * severity),
+        grain_sigma_frac=float((0.008 + 0.085 * severity) * rng.uniform(0.85, 1.15)),
+    )
+
+
+def sample_color_print_grain(severity: float, rng: Rng) -> ColorPrintGrainParams:
+    grain = sample_print_grain(severity, rng)
+    return ColorPrintGrainParams(**grain.model_dump(), layer_correlation_ratio=float(rng.uniform(0.3, 0.95)))
+
+
+def resolved_share(radius_px: float) -> float:
+    """Deviation of means over pixels over that of the field itself: near 1 where a grain covers many pixels, near
+    the grain's width in pixels where many lie in one. Exact for the field's Gaussian autocorrelation over a square.
+    """
+    t = np.linspace(0, 1, 257)
+    sigma = _SIGMA_OVER_RADIUS * radius_px
+    return float(np.trapezoid(2 * (1 - t) * np.exp(-((t / (2 * sigma)) ** 2)), t)) if sigma > 0.02 else 3.545 * sigma
+
+
 def sample_grain(severity: float, rng: Rng) -> GrainParams:
     """0.004 to 0.06 of full scale; faster films have coarser grain."""
     return GrainParams(
@@ -86,18 +123,19 @@ class Grain:
     mix: NDArray[np.float32] | None
 
 
-def draw_grain(height: int, width: int, params: GrainParams, rng: Rng, soft_px: float = 0.0) -> Grain:
+def draw_grain(height: int, width: int, radius_px: float, rng: Rng, soft_px: float = 0.0) -> Grain:
     """Grain of one layer, of unit variance before a blur of `soft_px`."""
-    kernel = grain_kernel(params.grain_radius_px, soft_px)
+    kernel = grain_kernel(radius_px, soft_px)
     reach = len(kernel) - 1
     return Grain(rng.integers(0, 256, (height + reach, width + reach), np.uint8), kernel, None)
 
 
-def draw_colour_grain(height: int, width: int, params: FilmGrainParams, rng: Rng, soft_px: float = 0.0) -> Grain:
+def draw_colour_grain(
+    height: int, width: int, radius_px: float, correlation: float, rng: Rng, soft_px: float = 0.0
+) -> Grain:
     """Grain of three layers, each pair correlated."""
-    kernel = grain_kernel(params.grain_radius_px, soft_px)
+    kernel = grain_kernel(radius_px, soft_px)
     reach = len(kernel) - 1
-    correlation = params.layer_correlation_ratio
     # Symmetric square root of the correlation matrix.
     common, own = np.sqrt(1 + 2 * correlation), np.sqrt(1 - correlation)
     mix = np.full((3, 3), (common - own) / 3) + np.diag([own] * 3)
@@ -111,16 +149,19 @@ def grain_rows(grain: Grain, top: int, rows: int) -> NDArray[np.float32]:
     noise = grain.noise[top : top + rows + 2 * reach]
     # The mean of bytes, 127.5, is taken out again.
     offset = -127.5 * float(grain.kernel.sum(dtype=np.float64)) ** 2
-    field: NDArray[np.float32] = cv2.sepFilter2D(noise, cv2.CV_32F, grain.kernel, grain.kernel, delta=offset)
-    field = field[reach : reach + rows, reach : noise.shape[1] - reach]
-    return field if grain.mix is None else cv2.transform(field, grain.mix)
+    whole = cv2.sepFilter2D(noise, cv2.CV_32F, grain.kernel, grain.kernel, delta=offset)
+    part = whole[reach : reach + rows, reach : noise.shape[1] - reach]
+    field: NDArray[np.float32] = part if grain.mix is None else cv2.transform(part, grain.mix)
+    return field
 
 
 def grain_kernel(radius_px: float, soft_px: float) -> NDArray[np.float32]:
     """One side of the separable kernel that makes grain of bytes."""
     kernel = _kernel(_SIGMA_OVER_RADIUS * radius_px)
-    kernel /= _BYTE_DEVIATION**0.5 * np.sqrt(np.square(kernel).sum())
-    return np.convolve(kernel, _kernel(soft_px) if soft_px > 0 else [1.0]).astype(np.float32)
+    gain = _BYTE_DEVIATION**0.5 * np.sqrt(np.square(kernel).sum())
+    softened = _kernel(float(np.hypot(_SIGMA_OVER_RADIUS * radius_px, soft_px))) / gain
+    kernel_of_bytes: NDArray[np.float32] = softened.astype(np.float32)
+    return kernel_of_bytes
 
 
 def _kernel(sigma_px: float) -> NDArray[np.float64]:
@@ -148,7 +189,7 @@ def grained(lightness: Image, field: Image, sigma_frac: float) -> Image:
 
 def apply_film_grain(image: Image, params: FilmGrainParams, scene: Scene, rng: Rng) -> Rendered:
     height, width = image.shape[:2]
-    grain = draw_colour_grain(height, width, params, rng)
+    grain = draw_colour_grain(height, width, params.grain_radius_px, params.layer_correlation_ratio, rng)
     out = np.empty_like(image)
     for top in range(0, height, STRIP_ROWS):
         strip = image[top : top + STRIP_ROWS]

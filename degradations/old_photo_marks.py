@@ -19,6 +19,7 @@ Points = NDArray[np.float64]
 
 _SHIFT = 4
 _WORK_SIDE_PX = 256
+_LEVEL_CELLS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,11 @@ def draw_scratches(light: Opacity, count: int, rng: Rng) -> None:
 
 
 def draw_creases(light: Opacity, count: int, rng: Rng) -> Sparse:
-    """Folds from border to border; returns the shade beside them: brighter where paper turns to the light.
+    """Folds from border to border, a little bent; returns the shade beside them: brighter where paper turns to the
+    light, darker on the other side.
 
-    Emulsion breaks off along the fold: a ragged line of bare paper that widens and thins out.
+    Emulsion breaks off along the fold in flakes of their own size, which bare paper whiter or less; between them a
+    hairline comes and goes.
     """
     height, width = light.shape
     side = min(height, width)
@@ -107,29 +110,55 @@ def draw_creases(light: Opacity, count: int, rng: Rng) -> Sparse:
         angle = rng.choice([0.0, np.pi / 2]) + rng.normal(0, 0.1) + (rng.random() < 0.3) * rng.uniform(0.4, 1.1)
         direction = np.array([np.cos(angle), np.sin(angle)])
         normal = np.array([-direction[1], direction[0]])
+        bend = rng.normal(0, 1, 2) * (0.05, 0.03)
         reach = 1.5 * max(height, width)
         steps = max(8, int(2 * reach / max(1.5, 0.0015 * side)))
         along = np.linspace(-reach, reach, steps)
-        jag = 0.004 * side * _profile(steps, rng, 0.55)
-        line = middle + along[:, None] * direction + jag[:, None] * normal
-        # Emulsion is lost in flakes: mostly a hairline, here and there a gap of its own shape on either side.
-        lost = np.maximum(rng.uniform(0.0, 0.5) + _profile(steps, rng, 0.75), 0.08)
-        edges = np.maximum(lost + 0.5 * np.stack([_profile(steps, rng, 0.9) for _ in range(2)]), 0.05)
-        edges *= side * rng.uniform(0.0008, 0.0022)
+        off = 0.006 * side * _profile(steps, rng, 0.62) + side * (bend[0] * (along / side) ** 2)
+        off += side * bend[1] * np.sin(2.4 * along / side)
+        line = middle + along[:, None] * direction + off[:, None] * normal
         inside = np.flatnonzero(
             (line > -0.1 * side).all(axis=1) & (line[:, 0] < width + 0.1 * side) & (line[:, 1] < height + 0.1 * side)
         )
         if len(inside) > 1:
-            part = slice(int(inside[0]), int(inside[-1]) + 1)
-            left, right = (line + sign * edge[:, None] * normal for sign, edge in zip((1, -1), edges, strict=True))
-            _fill(light, np.concatenate([left[part], right[part][::-1]]), 255 * rng.uniform(0.7, 1.0))
-            _stroke(light, line[part], 0.0007 * side, rng.uniform(0.2, 0.5))
-        distance = (x - np.float32(middle[0])) * np.float32(normal[0])
-        distance += (y - np.float32(middle[1])) * np.float32(normal[1])
-        near = np.maximum(1 - np.abs(distance) / np.float32(side * rng.uniform(0.012, 0.035)), 0)
-        shade += np.float32(rng.uniform(0.08, 0.22)) * np.sign(distance) * near * near
-    bright, dark = _sparse(shade, factor, height, width), _sparse(-shade, factor, height, width)
-    return Sparse(np.concatenate([bright.at, dark.at]), np.concatenate([bright.values, -dark.values]))
+            line = line[inside[0] : inside[-1] + 1]
+            _draw_flakes(light, line, normal, side, rng)
+            _draw_hairline(light, line, side, rng)
+        far_x, far_y = x - np.float32(middle[0]), y - np.float32(middle[1])
+        u = (far_x * np.float32(direction[0]) + far_y * np.float32(direction[1])) / np.float32(side)
+        distance = far_x * np.float32(normal[0]) + far_y * np.float32(normal[1])
+        distance -= np.float32(side * bend[0]) * u * u + np.float32(side * bend[1]) * np.sin(np.float32(2.4) * u)
+        near = np.maximum(1 - np.abs(distance) / np.float32(side * rng.uniform(0.012, 0.04)), 0)
+        shade += np.float32(rng.uniform(0.1, 0.25)) * np.sign(distance) * near * near
+    at, _, values = _above_0(np.abs(shade), shade, factor, height, width)
+    return Sparse(at, values)
+
+
+def _draw_flakes(light: Opacity, line: Points, normal: Points, side: float, rng: Rng) -> None:
+    """Gaps in the emulsion along a fold, each of its own shape on either side and of its own brightness."""
+    steps = len(line)
+    lost = 0.7 * _profile(steps, rng, 0.95) + rng.uniform(-0.35, 0.2)
+    edges = np.maximum(lost + 0.5 * np.stack([_profile(steps, rng, 1.0) for _ in range(2)]), 0)
+    edges *= side * rng.uniform(0.0008, 0.0024)
+    bare = edges.sum(axis=0) > 0
+    bare[rng.integers(steps, size=steps // 12)] = False
+    bounds = np.flatnonzero(np.diff(np.concatenate([[0], bare.astype(np.int8), [0]])))
+    left, right = (line + sign * edge[:, None] * normal for sign, edge in zip((1, -1), edges, strict=True))
+    for first, end in zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True):
+        if end - first > 1:
+            outline = np.concatenate([left[first:end], right[first:end][::-1]])
+            _fill(light, outline, 255 * rng.uniform(0.25, 1.0))
+
+
+def _draw_hairline(light: Opacity, line: Points, side: float, rng: Rng) -> None:
+    steps = len(line)
+    strength = np.clip(0.12 + 0.3 * _profile(steps, rng, 0.75), 0, 0.6)
+    size = max(4, steps // 40)
+    for first in range(0, steps - 1, size):
+        piece = slice(first, first + size + 1)
+        opacity = float(strength[piece].mean())
+        if opacity > 0.04:
+            _stroke(light, line[piece], side * rng.uniform(0.0004, 0.0011), opacity)
 
 
 def draw_worn_border(light: Opacity, wear_frac: float, corner_count: int, rng: Rng) -> Opacity:
@@ -177,14 +206,21 @@ def stain_density(height: int, width: int, area_frac: float, rng: Rng) -> Sparse
     side = np.float32(min(height, width))
     factor = shrink_factor(height, width, _WORK_SIDE_PX)
     rows, columns = small_size(height, width, factor)
-    field = fractal_field(rows, columns, 2.0, rng, 0.42)
-    wash = cv2.resize(fractal_field(96, 96, 6.0, rng), (columns, rows), interpolation=cv2.INTER_LINEAR)
-    slope_x = cv2.Sobel(field, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
-    slope_y = cv2.Sobel(field, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)
-    slope = cv2.GaussianBlur(cv2.magnitude(slope_x, slope_y), (0, 0), 3) + np.float32(1e-4)
+    coarse = fractal_field(rows // 2 + 1, columns // 2 + 1, 2.0, rng, 0.42)
+    slope_x = cv2.Sobel(coarse, cv2.CV_32F, 1, 0, ksize=3, scale=0.0625)
+    slope_y = cv2.Sobel(coarse, cv2.CV_32F, 0, 1, ksize=3, scale=0.0625)
+    slope = cv2.GaussianBlur(cv2.magnitude(slope_x, slope_y), (0, 0), 1.5) + np.float32(1e-4)
+    field: Plane = cv2.resize(coarse, (columns, rows), interpolation=cv2.INTER_CUBIC)
+    slope = cv2.resize(slope, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    wash: Plane = cv2.resize(fractal_field(96, 96, 6.0, rng), (columns, rows), interpolation=cv2.INTER_LINEAR)
     level = _level_above_which(field[1:-1, 1:-1], area_frac)
     # Distance from the edge, positive inside, as share of the short side.
-    inside_frac = (field - level) / slope * np.float32(factor) / side
+    inside_frac: Plane = (field - level) / slope * np.float32(factor) / side
+    # Where cells are few, their enlargement moves the edge: the level is found again among finer ones.
+    zoom = min(factor, int((_LEVEL_CELLS / inside_frac.size) ** 0.5))
+    if zoom > 1:
+        fine = enlarged(inside_frac, zoom, 0, (rows - 2) * zoom, (columns - 2) * zoom)
+        inside_frac -= _level_above_which(fine[: -(-height * zoom // factor), : -(-width * zoom // factor)], area_frac)
     at, depth, uneven = _above_0(inside_frac, wash, factor, height, width)
     if not len(at):
         return NOWHERE  # OpenCV refuses empty arrays.
@@ -199,58 +235,65 @@ def stain_density(height: int, width: int, area_frac: float, rng: Rng) -> Sparse
 
 
 def _level_above_which(field: Plane, share: float) -> np.float32:
-    values = np.sort(field, axis=None)
-    return np.float32(values[min(round((1 - share) * values.size), values.size - 1)])
-
-
-def _sparse(small: Plane, factor: int, height: int, width: int) -> Sparse:
-    """Where a small field, enlarged, is above 0."""
-    return Sparse(*_above_0(small, None, factor, height, width)[:2])
+    place = min(round((1 - share) * field.size), field.size - 1)
+    return np.float32(np.partition(field, place, axis=None)[place])
 
 
 def _above_0(
-    small: Plane, other: Plane | None, factor: int, height: int, width: int
+    small: Plane, other: Plane, factor: int, height: int, width: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
     """Flat places where a small field, enlarged, is above 0; its values there, and those of another field."""
     places, values, others = [np.zeros(0, np.intp)], [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     for top in range(0, height, STRIP_ROWS):
         rows = min(STRIP_ROWS, height - top)
-        if not (small[top // factor : (top + rows) // factor + 2] > 0).any():
+        above = np.flatnonzero((small[top // factor : (top + rows) // factor + 2] > 0).any(axis=0))
+        if not len(above):
             continue
-        strip = enlarged(small, factor, top, rows, width)
-        at = np.flatnonzero(strip > 0)
-        places.append(at + top * width)
-        values.append(np.take(strip.ravel(), at))
-        if other is not None:
-            others.append(np.take(enlarged(other, factor, top, rows, width).ravel(), at))
+        # The columns in which it is above 0, and one cell more on either side.
+        cells = slice(max(int(above[0]) - 2, 0), int(above[-1]) + 3)
+        left = cells.start * factor
+        columns = min((small[:, cells].shape[1] - 2) * factor, width - left)
+        strip = enlarged(small[:, cells], factor, top, rows, columns)
+        found = strip > 0
+        y, x = np.nonzero(found)
+        places.append((y + top) * width + x + left)
+        values.append(strip[found])
+        others.append(enlarged(other[:, cells], factor, top, rows, columns)[found])
     return np.concatenate(places), np.concatenate(values), np.concatenate(others)
 
 
 def foxing_density(height: int, width: int, count: int, rng: Rng) -> Sparse:
     """Relative density of brown spots in clusters, each a dark core in a pale halo."""
-    factor = shrink_factor(height, width, 2 * _WORK_SIDE_PX)
-    density = np.zeros(small_size(height, width, factor), np.float32)
-    rows, columns = density.shape
-    side = min(height, width) / factor
-    centres = rng.random((count // 7 + 1, 2)) * (columns, rows)
+    side = min(height, width)
+    density = np.zeros(height * width, np.float32)
+    places = [np.zeros(0, np.intp)]
+    centres = rng.random((count // 7 + 1, 2)) * (width, height)
     for _ in range(count):
         near = centres[rng.integers(len(centres))] + rng.normal(0, 0.09 * side, 2)
-        place = near if rng.random() < 0.7 else rng.random(2) * (columns, rows)
+        place = near if rng.random() < 0.7 else rng.random(2) * (width, height)
         radius = max(side * min(0.0028 * float(np.exp(0.6 * rng.standard_normal())), 0.012), 0.6)
         strength, lobes, ragged = rng.uniform(0.25, 1.0), rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.04, 0.14, 3)
         reach = int(np.ceil(radius * 3)) + 1
         left, top = (round(float(value)) - reach for value in place)
-        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + 2 * reach + 1, columns), min(top + 2 * reach + 1, rows)
-        if x1 <= x0 or y1 <= y0:
+        x = np.arange(max(left, 0), min(left + 2 * reach + 1, width))
+        y = np.arange(max(top, 0), min(top + 2 * reach + 1, height))[:, None]
+        if not (x.size and y.size):
             continue
-        dx = np.arange(x0, x1, dtype=np.float32) - np.float32(place[0])
-        dy = np.arange(y0, y1, dtype=np.float32)[:, None] - np.float32(place[1])
+        dx, dy = (x - place[0]).astype(np.float32)[None], (y - place[1]).astype(np.float32)
         angle = np.arctan2(dy, dx)
-        outline = 1 + sum(a * np.cos((k + 2) * angle + p) for k, (a, p) in enumerate(zip(ragged, lobes, strict=True)))
-        far = np.hypot(dx, dy) / (radius * outline)
-        spot = strength * (0.7 / (1 + np.exp((far - 1) * 5)) + 0.3 * np.exp(-far * far / 2.2))
-        density[y0:y1, x0:x1] += np.where(far < 3, spot, 0).astype(np.float32)
-    return _sparse(np.minimum(density, np.float32(1)), factor, height, width)
+        outline = np.float32(1) + sum(
+            np.float32(a) * np.cos(np.float32(k + 2) * angle + np.float32(p))
+            for k, (a, p) in enumerate(zip(ragged, lobes, strict=True))
+        )
+        far = np.hypot(dx, dy) / (np.float32(radius) * outline)
+        spot = np.float32(0.7) / (1 + np.exp((far - 1) * np.float32(5)))
+        spot += np.float32(0.3) * np.exp(far * far * np.float32(-1 / 2.2))
+        spot *= np.float32(strength)
+        at = (y * width + x)[far < 3]
+        density[at] += spot[far < 3]
+        places.append(at)
+    at = np.unique(np.concatenate(places))
+    return Sparse(at, np.minimum(density[at], np.float32(1)))
 
 
 def _profile(length: int, rng: Rng, persistence: float = 0.68) -> NDArray[np.float64]:

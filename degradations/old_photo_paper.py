@@ -88,7 +88,7 @@ def add_paper(planes: list[Plane], paper: Paper, top: int) -> None:
     beside = len(paper.along) // 2
     noise = paper.fibres[top : top + rows + 2 * above]
     shade = cv2.sepFilter2D(noise, cv2.CV_32F, paper.along, paper.down)[above : above + rows, beside : beside + width]
-    shade = shade + enlarged(paper.coarse, 2, top, rows, width)
+    shade += enlarged(paper.coarse, 2, top, rows, width)
     reflected = shade * np.float32(_SURFACE_LIGHT)
     shade += np.float32(1)
     light: Plane = enlarged(paper.light, paper.factor, top, rows, width)

@@ -4,7 +4,7 @@ Density is D = -log10(light). Dyes: D' = k D + D_min in each channel on its own,
 base yellows (after Wilhelm and Brower, The Permanence and Care of Color Photographs, 1993). Silver print: one
 density for all channels from light as plates saw it, through a logistic curve with toe and shoulder (after Hurter
 and Driffield, 1890); toning multiplies it per channel, the yellowed base adds to it. Ratios between channels were
-measured on scans of albumen prints.
+measured on scans of albumen prints. The target of `sepia` is the black-and-white photo that its film recorded.
 
 Deviations. Light below 0.002 counts as 0.002: no print is blacker, and a faded one shows that. Light above 1 goes
 on along the curves.
@@ -89,8 +89,8 @@ def sample_tone(severity: float, rng: Rng) -> ToneParams:
     """Neutral to brown, with blacks that pale, a base that yellows, and older plates as severity grows."""
     return ToneParams(
         orthochromatic_share=float(min(2 * severity, 1.0) * rng.uniform(0.05, 1)),
-        contrast_ratio=float(1.22 - severity**0.8 * rng.uniform(0.15, 0.38)),
-        black_density=float((2.6 - 1.45 * severity**0.45) * rng.uniform(0.95, 1.05)),
+        contrast_ratio=float(1.07 - severity**0.9 * rng.uniform(0.02, 0.22)),
+        black_density=float((2.6 - 0.95 * severity**0.6) * rng.uniform(0.95, 1.05)),
         toning_share=float(min((0.02 + 0.68 * severity**1.6) * rng.uniform(0.4, 1.4), 1.2)),
         redness_share=float(rng.uniform(0, 0.8)),
         yellow_density=float((0.003 + 0.25 * severity**1.6) * rng.uniform(0.4, 1.3)),
@@ -153,12 +153,12 @@ def print_tables(params: ToneParams) -> NDArray[np.float32]:
     return tables
 
 
-def table_index(root: Image) -> NDArray[np.uint16]:
+def table_index(root: Image) -> NDArray[np.intp]:
     """Places in `print_tables` or `fade_tables` of square roots of light, of any shape."""
     scaled = root * np.float32(_STEPS / _BRIGHTEST_ROOT)
     scaled += np.float32(0.5)
     np.clip(scaled, 0, _STEPS, out=scaled)
-    return scaled.astype(np.uint16)
+    return scaled.astype(np.intp)
 
 
 def apply_fade(image_lin: Image, params: FadeParams, scene: Scene, rng: Rng) -> Rendered:
@@ -173,12 +173,22 @@ def apply_fade(image_lin: Image, params: FadeParams, scene: Scene, rng: Rng) -> 
     return Rendered(out, image_lin)
 
 
+def black_and_white(light: Plane) -> Image:
+    """Light that a film recorded as a photo, the same in three channels: what a restorer of such a print can know.
+
+    Of the colours there is no evidence left, and no tone curve is applied: it is part of the print.
+    """
+    photo: Image = cv2.cvtColor(light, cv2.COLOR_GRAY2RGB)
+    return photo
+
+
 def apply_tone(image_lin: Image, params: ToneParams, scene: Scene, rng: Rng) -> Rendered:
     light = recorded_light(image_lin, params.orthochromatic_share)
+    target = black_and_white(light)
     np.maximum(light, np.float32(0), out=light)
     index = table_index(cv2.sqrt(light, light))
     out: Image = cv2.merge([np.take(table, index) for table in print_tables(params)])
-    return Rendered(out, image_lin)
+    return Rendered(out, target)
 
 
 FADE = Degradation(

@@ -9,17 +9,21 @@ thin lens. Veil: Koschmieder, extinction efficiency 2; at one snow rate real vis
 Deviations. Aggregates end at 15 mm: larger ones break, and the fit was not made there. Flakes narrower than
 a thousandth of the frame are not drawn one by one; the veil starts at the distance within which half
 of the drawn flakes lie. In dense snow that width is raised until flakes are few enough. Their light comes from
-the photo's own sky or highlights. No snow lies on the ground: that would be another scene.
+the photo's own sky and whites. Physical snow is sparse in most views: `concentration_gain` raises the number of
+flakes, and extinction with it; 1 is physics. Flakes are of one albedo. Depth whose metres are assumed is moved away
+to a median of 5 m. No snow lies on the ground: that would be another scene.
 """
 
-import cv2
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from degradations.base import Degradation, Depth, Params, Rendered, Scene
 from degradations.snow_flakes import AREA_RATIO, Flakes, Values, rasterise
-from pairforge.image import Image, Plane, luminance
+from degradations.snow_light import light_of, over, veil_transmission
+from pairforge.image import Image, Plane
 from pairforge.rng import Rng, log_uniform
 
 Curve = NDArray[np.float64]
@@ -27,23 +31,23 @@ Curve = NDArray[np.float64]
 MELTED_RANGE_MM = (0.1, 3.09)
 _NEAR_PLANE_M = 0.3
 _MIN_WIDTH_FRAC = 0.001
-_MAX_FLAKES = 30_000
+_MAX_FLAKES = 12_000
 _SPEED_SIGMA_M_S = 0.2
-_ALBEDO_SPREAD = 0.07
-_AMBIENT_CHROMA = 0.35
 _STRIP_ROWS = 32
-_SKY_FLOOR = 0.3
-"""Least transmission of the veil for sky at the top of the frame: snow ends at the cloud."""
+_LEAST_MEDIAN_M = 5.0
+"""In front of nearer things there are but a few flakes, so that a close-up at a guessed distance would see none."""
 
 
 class SnowParams(Params):
     """`snow_rate_mm_h`: water equivalent. `wind_m_s`: across the view, positive to the right.
     `sway_sigma_m_s`: spread of sideways speed between flakes. `camera_speed_m_s`: forward. `aperture_m`: lens
-    opening, which blurs flakes out of focus; the focus is the median distance of the scene. `albedo`: mean light
-    of a flake over that of the sky. `extinction_factor` multiplies the extinction of the population.
+    opening, which blurs flakes out of focus; the focus is the median distance of the scene. `albedo`: light
+    of a flake over that of white paper in its place. `concentration_gain`: number of flakes over that of the
+    population; 1 is physical. `extinction_factor` multiplies the extinction of all these flakes.
     """
 
     snow_rate_mm_h: float = Field(gt=0, le=20)
+    concentration_gain: float = Field(gt=0, le=50)
     exposure_s: float = Field(gt=0, le=1)
     wind_m_s: float = Field(ge=-30, le=30)
     sway_sigma_m_s: float = Field(ge=0, le=5)
@@ -54,38 +58,44 @@ class SnowParams(Params):
 
 
 def sample_snow(severity: float, rng: Rng) -> SnowParams:
-    """Severity raises the rate (0.05 to 5 mm/h) and, a little, wind; optics and visibility are spread."""
+    """Severity raises rate (0.05 to 5 mm/h), gain (1 to 8) and, a little, wind; optics and visibility are spread.
+
+    At a width in pixels flakes are as many as the focal length is long: a gain of 3 is also what a lens shows that
+    is three times as long.
+    """
     return SnowParams(
-        snow_rate_mm_h=float(0.05 * 100.0 ** (severity**0.8) * rng.uniform(0.9, 1.1)),
-        exposure_s=log_uniform(rng, 1 / 640, 1 / 50),
-        wind_m_s=float(np.clip(rng.normal(0.0, 0.4 + 1.6 * severity), -8, 8)),
+        snow_rate_mm_h=float(0.05 * 100.0 ** (severity**0.5) * rng.uniform(0.9, 1.1)),
+        concentration_gain=float(8.0 ** (severity**0.7) * rng.uniform(0.9, 1.1)),
+        exposure_s=log_uniform(rng, 1 / 800, 1 / 100),
+        wind_m_s=float(np.clip(rng.normal(0.0, 0.4 + 1.2 * severity), -8, 8)),
         sway_sigma_m_s=float(rng.uniform(0.3, 0.8)),
-        camera_speed_m_s=float(min(rng.exponential(0.4), 8.0)),
-        aperture_m=log_uniform(rng, 0.0015, 0.008),
-        albedo=float(rng.uniform(0.8, 0.93)),
-        extinction_factor=log_uniform(rng, 1 / 3, 3.0),
+        camera_speed_m_s=float(min(rng.exponential(0.3), 8.0)),
+        aperture_m=log_uniform(rng, 0.0015, 0.009),
+        albedo=float(rng.uniform(0.85, 0.95)),
+        extinction_factor=log_uniform(rng, 1 / 3, 1.5),
     )
 
 
 def apply_snow(image_lin: Image, params: SnowParams, scene: Scene, rng: Rng) -> Rendered:
     assert scene.depth is not None
-    depth = scene.depth
+    depth, depth_scale = with_room_for_snow(scene.depth)
     height, width = depth.z_m.shape
-    min_width_px = min_flake_width_px(params.snow_rate_mm_h, width, height, depth.focal_px)
-    size_mm, z_m = draw_flakes(params.snow_rate_mm_h, min_width_px, width, height, depth.focal_px, rng)
+    rate, gain = params.snow_rate_mm_h, params.concentration_gain
+    min_width_px = min_flake_width_px(rate, width, height, depth.focal_px, gain)
+    size_mm, z_m = draw_flakes(rate, min_width_px, width, height, depth.focal_px, rng, gain)
     focus_m = focus_distance_m(depth)
     flakes = project_flakes(size_mm, z_m, params, focus_m, (width, height), depth.focal_px, rng)
-    thickness, lit = rasterise(flakes, depth.z_m)
+    thickness = rasterise(flakes, depth.z_m)
 
-    beta = beta_snow_per_m(params.snow_rate_mm_h) * params.extinction_factor
+    beta = beta_snow_per_m(rate) * gain * params.extinction_factor
     veil_start_m = float(np.median(z_m)) if len(z_m) else 0.0
-    ambient, local = ambient_light(image_lin, depth.sky)
+    light = light_of(image_lin, depth.sky, params.albedo)
     out = np.empty_like(image_lin)
     alpha, transmission = np.empty((2, height, width), np.uint16)
     for top in range(0, height, _STRIP_ROWS):
         rows = slice(top, min(top + _STRIP_ROWS, height))
         veil = veil_transmission(depth, rows, beta, veil_start_m)
-        opacity = over(image_lin[rows], veil, ambient, thickness[rows], lit[rows], local[rows], out[rows])
+        opacity = over(image_lin[rows], veil, light, thickness[rows], rows, out[rows])
         alpha[rows] = _to_codes(opacity)
         transmission[rows] = _to_codes(veil)
     return Rendered(
@@ -98,11 +108,22 @@ def apply_snow(image_lin: Image, params: SnowParams, scene: Scene, rng: Rng) -> 
             "beta_per_m": beta,
             "veil_start_m": veil_start_m,
             "focus_m": focus_m,
-            "ambient_rgb": [float(value) for value in ambient],
+            "flake_light_rgb": light.of_flakes.tolist(),
+            "airlight_rgb": light.of_veil.tolist(),
             "mean_alpha": float(alpha.mean()) / 65535,
             "depth_is_metric": depth.metric,
+            "depth_scale": depth_scale,
         },
     )
+
+
+def with_room_for_snow(depth: Depth) -> tuple[Depth, float]:
+    """A depth whose metres are assumed, moved away until its median is at least `_LEAST_MEDIAN_M`; and the factor."""
+    median = focus_distance_m(depth)
+    if depth.metric or median >= _LEAST_MEDIAN_M:
+        return depth, 1.0
+    scale = _LEAST_MEDIAN_M / median
+    return replace(depth, z_m=depth.z_m * np.float32(scale)), scale
 
 
 def _to_codes(share: Plane) -> NDArray[np.uint16]:
@@ -139,33 +160,43 @@ def beta_snow_per_m(snow_rate_mm_h: float) -> float:
     return float(np.trapezoid(2.0 * density * area_m2, melted))
 
 
-def visible_density(snow_rate_mm_h: float, min_width_px: float, focal_px: float) -> tuple[Curve, Curve]:
+def visible_density(
+    snow_rate_mm_h: float, min_width_px: float, focal_px: float, gain: float = 1.0
+) -> tuple[Curve, Curve]:
     """Melted diameters in mm and, per mm, flakes a unit solid angle holds that are at least so wide in px."""
     melted, density = population(snow_rate_mm_h)
     z_max = focal_px * flake_size_mm(melted) * 1e-3 / min_width_px
-    return melted, density * np.maximum(z_max**3 - _NEAR_PLANE_M**3, 0.0) / 3.0
+    return melted, gain / 3.0 * density * np.maximum(z_max**3 - _NEAR_PLANE_M**3, 0.0)
 
 
-def expected_flakes(snow_rate_mm_h: float, min_width_px: float, width: int, height: int, focal_px: float) -> float:
+def expected_flakes(
+    snow_rate_mm_h: float, min_width_px: float, width: int, height: int, focal_px: float, gain: float = 1.0
+) -> float:
     """Mean number of flakes in view at least `min_width_px` wide."""
-    melted, density = visible_density(snow_rate_mm_h, min_width_px, focal_px)
+    melted, density = visible_density(snow_rate_mm_h, min_width_px, focal_px, gain)
     return float(np.trapezoid(density, melted)) * width * height / focal_px**2
 
 
-def min_flake_width_px(snow_rate_mm_h: float, width: int, height: int, focal_px: float) -> float:
+def min_flake_width_px(snow_rate_mm_h: float, width: int, height: int, focal_px: float, gain: float = 1.0) -> float:
     """Width from which flakes are drawn one by one, raised until they are few enough."""
     limit = max(width, height) * _MIN_WIDTH_FRAC
-    while expected_flakes(snow_rate_mm_h, limit, width, height, focal_px) > _MAX_FLAKES:
+    while expected_flakes(snow_rate_mm_h, limit, width, height, focal_px, gain) > _MAX_FLAKES:
         limit *= 1.05
     return limit
 
 
 def draw_flakes(
-    snow_rate_mm_h: float, min_width_px: float, width: int, height: int, focal_px: float, rng: Rng
+    snow_rate_mm_h: float,
+    min_width_px: float,
+    width: int,
+    height: int,
+    focal_px: float,
+    rng: Rng,
+    gain: float = 1.0,
 ) -> tuple[Values, Values]:
     """Sizes in mm and distances in m of a Poisson population in the viewing frustum."""
-    melted, density = visible_density(snow_rate_mm_h, min_width_px, focal_px)
-    count = int(rng.poisson(expected_flakes(snow_rate_mm_h, min_width_px, width, height, focal_px)))
+    melted, density = visible_density(snow_rate_mm_h, min_width_px, focal_px, gain)
+    count = int(rng.poisson(float(np.trapezoid(density, melted)) * width * height / focal_px**2))
     cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
     size = flake_size_mm(np.interp(rng.random(count) * cumulative[-1], cumulative, melted))
     z_max = np.maximum(focal_px * size * 1e-3 / min_width_px, _NEAR_PLANE_M)
@@ -208,7 +239,6 @@ def project_flakes(
 
     (start_x, start_y), (end_x, end_y) = at(-half_s), at(half_s)
     length = np.maximum(np.hypot(end_x - start_x, end_y - start_y), np.float32(1e-4))
-    spread_albedo = (rng.random(count, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * _ALBEDO_SPREAD)
     return Flakes(
         x=np.float32(0.5) * (start_x + end_x) + np.float32(0.5 * (width - 1)),
         y=np.float32(0.5) * (start_y + end_y) + np.float32(0.5 * (height - 1)),
@@ -218,82 +248,9 @@ def project_flakes(
         length_px=length,
         blur_px=np.float32(focal_px * params.aperture_m) * np.abs(1 / z_m - np.float32(1 / focus_m)),
         z_m=z_m,
-        albedo=np.float32(params.albedo) + spread_albedo,
         shape=rng.integers(0, 1 << 20, count),
         exposed=np.ones(count, np.float32),
     )
-
-
-def veil_transmission(depth: Depth, rows: slice, beta_per_m: float, start_m: float) -> Plane:
-    """exp(-beta * ray length beyond `start_m`) of some rows; sky keeps a share that grows towards the frame's top."""
-    height, width = depth.z_m.shape
-    x = (np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)) / np.float32(depth.focal_px)
-    y = (np.arange(height, dtype=np.float32)[rows] - np.float32((height - 1) / 2)) / np.float32(depth.focal_px)
-    ray = (1 + x * x)[None, :] + (y * y)[:, None]
-    np.sqrt(ray, out=ray)
-    ray *= depth.z_m[rows]
-    ray -= np.float32(start_m)
-    np.maximum(ray, np.float32(0), out=ray)
-    ray *= np.float32(-beta_per_m)
-    transmission: Plane = cv2.exp(ray, ray)
-    elevation = 1 - (np.arange(height, dtype=np.float32)[rows] + np.float32(0.5)) / height
-    floor = depth.sky[rows] * (np.float32(_SKY_FLOOR) * elevation)[:, None]
-    np.maximum(transmission, floor, out=transmission)
-    return transmission
-
-
-def ambient_light(image_lin: Image, sky: Plane) -> tuple[NDArray[np.float32], Plane]:
-    """Light from all around: its colour (3,), and the share of it that flakes get over the frame (H, W).
-
-    The colour is that of the sky where some is seen, else of the brightest tenth of the photo, with most of its
-    hue taken out: it snows from grey skies. Three quarters of it reach every flake; the rest follows a wide
-    blur of the photo, so that flakes near a lamp are brighter than those in a dark corner.
-    """
-    height, width = image_lin.shape[:2]
-    scale = min(1.0, 64 / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small: Image = cv2.resize(image_lin, size, interpolation=cv2.INTER_AREA)
-    light = luminance(small)
-    in_sky = cv2.resize(sky, size, interpolation=cv2.INTER_AREA) > 0.8
-    if in_sky.mean() < 0.03:
-        in_sky = light >= np.quantile(light, 0.9)
-    colour = small[in_sky].mean(axis=0, dtype=np.float64).astype(np.float32)
-    grey = float(luminance(colour[None, None])[0, 0])
-    colour = np.float32(grey) + np.float32(_AMBIENT_CHROMA) * (colour - np.float32(grey))
-    level = cv2.GaussianBlur(light, (0, 0), 0.15 * max(size))
-    level /= np.float32(max(float(level.mean(dtype=np.float64)), 1e-6))
-    level = np.float32(0.75) + np.float32(0.25) * np.minimum(level, np.float32(4))
-    level = cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR)
-    return colour, level
-
-
-def over(
-    image_lin: Image,
-    transmission: Plane,
-    airlight: NDArray[np.float32],
-    thickness: Plane,
-    lit: Plane,
-    local: Plane,
-    out: Image,
-) -> Plane:
-    """Write the photo behind its veil behind the flakes to `out`; all arguments are the same rows.
-
-    Returns the opacity of the flakes.
-    """
-    clear: Plane = cv2.exp(-thickness)
-    alpha = np.float32(1) - clear
-    seen = transmission * clear
-    veil = np.subtract(clear, seen, out=clear)
-    glow = lit / np.maximum(thickness, np.float32(1e-9))
-    glow *= alpha
-    glow *= local
-    planes = []
-    for channel, plane in enumerate(cv2.split(image_lin)):
-        plane *= seen
-        cv2.scaleAdd(veil, float(airlight[channel]), plane, plane)
-        planes.append(cv2.scaleAdd(glow, float(airlight[channel]), plane, plane))
-    cv2.merge(planes, out)
-    return alpha
 
 
 SNOW = Degradation(

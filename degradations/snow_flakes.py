@@ -4,8 +4,8 @@ A bank of sprites holds aggregates at several ratios of motion and defocus to si
 sprite and stretches it until its second moments are those of flake, path, defocus and lens together; its sum is
 the projected area of the flake, whatever blurs it. Sprites are sampled for all flakes of a size at once.
 
-Deviations: flakes that overlap mix in proportion to their optical thickness and not by distance, so that their
-order does not matter; a flake that leaves the frame comes in at the other side, which keeps density even.
+Deviations: flakes are of one albedo, so that the order of those that overlap does not matter; a flake that leaves
+the frame comes in at the other side, which keeps density even.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ _BLOCK = 1 << 19
 @dataclass(frozen=True)
 class Flakes:
     """One entry a flake: centre, unit direction of motion, diameter, length of its path and diameter of its
-    defocus disc in px, distance in m, albedo, the number that chooses its shape, and the share of the exposure.
+    defocus disc in px, distance in m, the number that chooses its shape, and the share of the exposure.
     """
 
     x: Values
@@ -52,22 +52,18 @@ class Flakes:
     length_px: Values
     blur_px: Values
     z_m: Values
-    albedo: Values
     shape: Indices
     exposed: Values
 
 
-def rasterise(flakes: Flakes, scene_z_m: Plane) -> tuple[Plane, Plane]:
-    """Optical thickness -ln(1 - opacity) of all flakes in front of the scene (H, W), and its sum with every
-    flake weighted by its albedo.
-    """
+def rasterise(flakes: Flakes, scene_z_m: Plane) -> Plane:
+    """Optical thickness -ln(1 - opacity) of all flakes in front of the scene (H, W)."""
     height, width = scene_z_m.shape
     flakes = _cut_long_paths(flakes)
     boxes = _boxes_of(flakes)
     covered = flakes.z_m > scene_z_m.min()
     key = (boxes.side * 2 + covered) * len(_CELL_SIDES_PX) + boxes.level
     thickness = np.zeros(height * width, np.float32)
-    lit = np.zeros(height * width, np.float32)
     for group in np.unique(key):
         chosen = np.flatnonzero(key == group)
         side = int(boxes.side[chosen[0]])
@@ -81,11 +77,8 @@ def rasterise(flakes: Flakes, scene_z_m: Plane) -> tuple[Plane, Plane]:
             clear = np.subtract(np.float32(-1), opacity, out=opacity)
             clear += np.float32(2)
             weight = cv2.log(clear, clear)
-            np.negative(weight, out=weight)
-            np.add.at(thickness, at.ravel(), weight.ravel())
-            weight *= flakes.albedo[part][:, None]
-            np.add.at(lit, at.ravel(), weight.ravel())
-    return thickness.reshape(height, width), lit.reshape(height, width)
+            np.subtract.at(thickness, at.ravel(), weight.ravel())
+    return thickness.reshape(height, width)
 
 
 def _cut_long_paths(flakes: Flakes) -> Flakes:

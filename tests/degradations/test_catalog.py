@@ -63,6 +63,7 @@ DRAWS_NO_PIXELS = {
     "flare_overlay",
     "reflection",
     "double_pane_reflection",
+    "nonlinear_reflection",
     "defocus_blur",
     "gaussian_blur",
     "web_gaussian_blur",
@@ -83,9 +84,16 @@ DRAWS_NO_PIXELS = {
     "sepia",
 }
 """Their pixels follow from their parameters; all others draw from the pixel seed too."""
-LOSES_COLOUR = {"sepia", "old_photo"}
-"""Black-and-white prints: the least of them differs from a colour photo by its colour."""
-MOVES_TARGET = {"reflection", "double_pane_reflection", "flare", "flare_overlay", "moire"}
+MOVES_TARGET = {
+    "reflection",
+    "double_pane_reflection",
+    "nonlinear_reflection",
+    "flare",
+    "flare_overlay",
+    "moire",
+    "sepia",
+    "old_photo",
+}
 MOVES_TARGET_AT_TIMES = {"flare", "flare_overlay"}
 """Only draws with a lamp in the frame."""
 FIRST_STEP_ONLY = {"temporal_blur"}
@@ -479,7 +487,7 @@ def strength(name: str, severity: float) -> float:
 @each
 def test_severity_0_is_nearly_invisible_and_more_shows_more(name: str) -> None:
     none, little, medium, much = (strength(name, severity) for severity in (0.0, 0.1, 0.5, 0.9))
-    assert none < (30 if name in LOSES_COLOUR else 10)
+    assert none < 10
     assert none < 1.02 * little and 1.1 * little < medium and 1.1 * medium < much, (none, little, medium, much)
 
 

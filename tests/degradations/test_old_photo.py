@@ -13,13 +13,14 @@ from degradations import old_photo, old_photo_damage, old_photo_fields, old_phot
 from degradations.base import Degradation, Params, Rendered, Scene, replay_with, sample_step
 from degradations.old_photo import OLD_COLOR_PHOTO, OLD_PHOTO
 from degradations.old_photo_damage import CLASS_BITS, PHOTO_DAMAGE, DamageParams
-from degradations.old_photo_grain import FILM_GRAIN, FilmGrainParams, GrainParams
+from degradations.old_photo_grain import FILM_GRAIN, FilmGrainParams
 from degradations.old_photo_tone import FADE, SEPIA, FadeParams, ToneParams
-from pairforge.image import Image, Pixels, linear_to_srgb, pixels_to_linear, to_pixels
+from pairforge.image import Image, Pixels, pixels_to_linear, to_pixels
 from pairforge.rng import rng_for, rng_from_seed, seed_for
 
 SEED = seed_for(1, "pixels")
 ALL: tuple[Degradation[Any], ...] = (FADE, SEPIA, FILM_GRAIN, PHOTO_DAMAGE, OLD_PHOTO, OLD_COLOR_PHOTO)
+BLACK_AND_WHITE: tuple[Degradation[Any], ...] = (SEPIA, OLD_PHOTO)
 UNHARMED = DamageParams(
     stain_area_frac=0.0,
     stain_density=0.2,
@@ -184,9 +185,8 @@ def half_power_frequency(radius_px: float) -> float:
     """Cycles per pixel at which the radial mean of the power spectrum has fallen to half of its plateau."""
     side = 512
     power = np.zeros((side, side))
-    params = GrainParams(grain_radius_px=radius_px, grain_sigma_frac=0.04)
     for seed in range(4):
-        grain = old_photo_grain.draw_grain(side, side, params, rng_for(seed, "nps"))
+        grain = old_photo_grain.draw_grain(side, side, radius_px, rng_for(seed, "nps"))
         power += np.abs(np.fft.fft2(old_photo_grain.grain_rows(grain, 0, side))) ** 2
     axis = np.fft.fftfreq(side)
     bins = (np.sqrt(np.add.outer(axis**2, axis**2)) * side).astype(int).ravel()
@@ -212,8 +212,7 @@ def test_layers_of_colour_film_have_grain_of_their_own(correlation: float) -> No
 
 
 def test_grain_is_the_same_whatever_rows_are_made_together() -> None:
-    params = FilmGrainParams(grain_radius_px=1.3, grain_sigma_frac=0.04, layer_correlation_ratio=0.4)
-    grain = old_photo_grain.draw_colour_grain(150, 70, params, rng_for(0), 0.5)
+    grain = old_photo_grain.draw_colour_grain(150, 70, 1.3, 0.4, rng_for(0), 0.5)
     whole = old_photo_grain.grain_rows(grain, 0, 150)
     parts = [old_photo_grain.grain_rows(grain, top, min(64, 150 - top)) for top in range(0, 150, 64)]
     assert whole.shape == (150, 70, 3)
@@ -321,17 +320,43 @@ def test_severity_is_monotone_on_photos(degradation: Degradation[Any]) -> None:
         step = sample_step(degradation, severity, rng_for(5, "params"), SEED)
         moved = []
         for base in photos:
-            image = to_pixels(replay_with(base, [step], Scene(), {degradation.name: degradation}).image)
-            reference = base if degradation not in (SEPIA, OLD_PHOTO) else _grey(base)
-            moved.append(float(np.abs(image.astype(np.float64) - reference).mean()))
+            replayed = replay_with(base, [step], Scene(), {degradation.name: degradation})
+            moved.append(float(np.abs(replayed.image - replayed.target).mean(dtype=np.float64)))
         distance.append(float(np.median(moved)))
     assert distance == sorted(distance), distance
     assert distance[-1] > 1.5 * distance[1]
 
 
-def _grey(base: Pixels) -> Pixels:
-    light = old_photo_tone.recorded_light(pixels_to_linear(base), 0.5)
-    return to_pixels(linear_to_srgb(np.dstack([light] * 3)))
+@pytest.mark.parametrize("degradation", BLACK_AND_WHITE, ids=lambda found: str(found.name))
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_target_of_black_and_white_prints_is_what_film_recorded(degradation: Degradation[Any], share: float) -> None:
+    """No colour, no curve: linear light, the same in three channels, weighted as the plate saw it."""
+    image = pixels_to_linear(photo(150, 170))
+    sampled = degradation.sample(0.7, rng_for(1, "params"))
+    params = sampled.model_copy(update={"orthochromatic_share": share})
+    target = apply(degradation, image, params).target
+    weights = share * np.array([0.1, 0.5, 0.4]) + (1 - share) * np.array([0.2126, 0.7152, 0.0722])
+    due = (image.astype(np.float64) * weights).sum(axis=2)
+    for channel in range(3):
+        np.testing.assert_allclose(target[..., channel], due, atol=2e-4)
+    np.testing.assert_allclose(apply(degradation, target, params).target, target, atol=1e-5)
+
+
+def test_prints_show_grain_by_their_resolution() -> None:
+    """Deviation of means over pixels: the field itself, made fine and averaged in blocks, against `resolved_share`."""
+    radius_px, fine = 0.5, 8
+    grain = old_photo_grain.draw_grain(1600, 1600, radius_px * fine, rng_for(4, "fine"))
+    field = old_photo_grain.grain_rows(grain, 0, 1600)
+    means = field.reshape(200, fine, 200, fine).mean(axis=(1, 3))
+    due = float(means.std() / field.std())
+    assert old_photo_grain.resolved_share(radius_px) == pytest.approx(due, rel=0.03)
+    shares = [old_photo_grain.resolved_share(radius) for radius in (0.01, 0.039, 0.2, 1.0, 5.0, 50.0)]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1, abs=1e-3)
+    step = sample_step(OLD_PHOTO, 0.8, rng_for(2, "params"), SEED)
+    bare = {**step.params, **UNHARMED.model_dump(), "mottle_density": 0.0, "border_density": 0.0}
+    params = old_photo.OldPhotoParams.model_validate({**bare, "paper_shade_frac": 0.0})
+    small, large = (apply(OLD_PHOTO, np.full((n, n, 3), 0.3, np.float32), params).image for n in (200, 1200))
+    assert float(small[..., 1].std()) < 0.5 * float(large[..., 1].std())
 
 
 @pytest.mark.parametrize("degradation", ALL, ids=lambda found: str(found.name))
@@ -342,7 +367,9 @@ def test_any_size_input_stays_and_bytes_repeat(degradation: Degradation[Any], si
     for severity in (0.0, 1.0):
         params = degradation.sample(severity, rng_for(1, "params"))
         first, again = (apply(degradation, image, params) for _ in range(2))
-        assert first.image.shape == image.shape and np.isfinite(first.image).all() and first.target is image
+        assert first.image.shape == image.shape and np.isfinite(first.image).all()
+        assert (first.target is image) == (degradation not in BLACK_AND_WHITE)
+        assert first.target.shape == image.shape and np.array_equal(first.target, again.target)
         assert np.array_equal(first.image, again.image) and np.array_equal(image, before)
 
 

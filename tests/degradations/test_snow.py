@@ -1,5 +1,6 @@
 """Snow: PHYSICS S1-S5, plus what replay needs."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ STILL = SnowParams(
     camera_speed_m_s=0.0,
     aperture_m=0.0,
     albedo=0.85,
+    concentration_gain=1.0,
     extinction_factor=1.0,
 )
 
@@ -42,24 +44,23 @@ def apply(image: Image, params: SnowParams, depth: Depth) -> Rendered:
 
 def one_flake(width_px: float, length_px: float, blur_px: float, angle_deg: float, shape: int = 0) -> Flakes:
     angle = np.deg2rad(angle_deg)
-    values = (99.7, 103.2, np.cos(angle), np.sin(angle), width_px, length_px, blur_px, 2.0, 0.9)
-    x, y, dir_x, dir_y, width, length, blur, z_m, albedo = (np.array([value], np.float32) for value in values)
-    return Flakes(
-        x, y, dir_x, dir_y, width, length, blur, z_m, albedo, shape=np.array([shape]), exposed=np.ones(1, np.float32)
-    )
+    values = (99.7, 103.2, np.cos(angle), np.sin(angle), width_px, length_px, blur_px, 2.0)
+    x, y, dir_x, dir_y, width, length, blur, z_m = (np.array([value], np.float32) for value in values)
+    return Flakes(x, y, dir_x, dir_y, width, length, blur, z_m, shape=np.array([shape]), exposed=np.ones(1, np.float32))
 
 
 def opacity(flakes: Flakes, scene_z_m: Plane | None = None) -> Plane:
     z_m = np.full((220, 200), 50, np.float32) if scene_z_m is None else scene_z_m
-    alpha: Plane = 1 - np.exp(-snow_flakes.rasterise(flakes, z_m)[0])
+    alpha: Plane = 1 - np.exp(-snow_flakes.rasterise(flakes, z_m))
     return alpha
 
 
+@pytest.mark.parametrize("gain", [1.0, 5.0])
 @pytest.mark.parametrize("rate", [0.2, 1.0, 5.0])
-def test_s1_count_follows_the_integral(rate: float) -> None:
+def test_s1_count_follows_the_integral(rate: float, gain: float) -> None:
     width_px = 2.0
-    counts = [len(snow.draw_flakes(rate, width_px, 1024, 1024, 1024.0, rng_for(k, "n"))[0]) for k in range(12)]
-    mean = snow.expected_flakes(rate, width_px, 1024, 1024, 1024.0)
+    counts = [len(snow.draw_flakes(rate, width_px, 1024, 1024, 1024.0, rng_for(k, "n"), gain)[0]) for k in range(12)]
+    mean = gain * snow.expected_flakes(rate, width_px, 1024, 1024, 1024.0)
     assert abs(np.sum(counts) - 12 * mean) < 3 * np.sqrt(12 * mean)
 
 
@@ -151,9 +152,35 @@ def test_s3_light_over_black_is_the_area_of_all_flakes() -> None:
     area_px = AREA_RATIO * np.pi / 4 * np.sum((depth.focal_px * 1e-3 * size_mm / z_m) ** 2, dtype=np.float64)
     alpha = rendered.layers["snow_alpha"].astype(np.float64).sum() / 65535
     assert alpha == pytest.approx(area_px, rel=0.03)
-    grey = apply(np.full((side, side, 3), 0.5, np.float32), changed(**{**params.model_dump(), "albedo": 1.0}), depth)
-    # Albedo 1 before light 0.5: what a flake adds to grey is 0 on average.
-    assert abs(float(grey.image.mean()) - 0.5) < 1e-3
+    of_flakes = rendered.realised["flake_light_rgb"]
+    grey = apply(np.full((side, side, 3), 0.5, np.float32), params, depth)
+    added = (grey.image - np.float32(0.5)).sum(axis=(0, 1), dtype=np.float64)
+    assert of_flakes == pytest.approx([0, 0, 0], abs=1e-5)
+    # Each flake adds its area times its light over that of the photo.
+    due = area_px * (np.array(grey.realised["flake_light_rgb"]) - 0.5)
+    assert added == pytest.approx(due, rel=0.03)
+
+
+@pytest.mark.parametrize("gain", [1.0, 4.0])
+def test_s1_gain_is_in_flakes_and_veil(gain: float) -> None:
+    """Through `apply`: count within 4 sigma of the gain times the population's, extinction exactly."""
+    side = 300
+    rendered = apply(
+        np.full((side, side, 3), 0.2, np.float32), changed(concentration_gain=gain), flat_depth(side, side)
+    )
+    width_px = rendered.realised["min_width_px"]
+    mean = gain * snow.expected_flakes(1.0, width_px, side, side, float(side))
+    assert abs(rendered.realised["flake_count"] - mean) < 4 * np.sqrt(mean)
+    assert rendered.realised["beta_per_m"] == pytest.approx(gain * snow.beta_snow_per_m(1.0))
+
+
+def test_guessed_close_ups_get_room_for_snow_and_metric_depth_stays() -> None:
+    image, near = np.full((120, 160, 3), 0.2, np.float32), flat_depth(120, 160, 0.5)
+    guessed = apply(image, STILL, replace(near, metric=False))
+    assert guessed.realised["depth_scale"] == pytest.approx(10) and guessed.realised["focus_m"] == pytest.approx(5)
+    metric = apply(image, STILL, near)
+    assert metric.realised["depth_scale"] == 1 and metric.realised["focus_m"] == pytest.approx(0.5)
+    assert guessed.realised["mean_alpha"] > 2 * metric.realised["mean_alpha"]
 
 
 def test_s4_path_over_diameter_grows_with_exposure() -> None:
@@ -213,7 +240,7 @@ def test_s5_veil_follows_the_extinction_of_the_population() -> None:
     image = np.full((height, width, 3), 0.05, np.float32)
     image[:10, :20] = 0.9
     rendered = apply(image, changed(snow_rate_mm_h=0.02, extinction_factor=2.0), depth)
-    airlight, start_m = rendered.realised["ambient_rgb"], rendered.realised["veil_start_m"]
+    airlight, start_m = rendered.realised["airlight_rgb"], rendered.realised["veil_start_m"]
     x = (np.arange(width) - (width - 1) / 2) / 200
     y = (np.arange(height) - (height - 1) / 2) / 200
     path = np.sqrt(1 + x[None] ** 2 + y[:, None] ** 2) * z_m - start_m
@@ -232,9 +259,16 @@ def test_flakes_take_their_light_from_the_photo() -> None:
     depth = flat_depth(160, 160)
     params = changed(snow_rate_mm_h=2.0, extinction_factor=0.0)
     dark, bright = (apply(np.full((160, 160, 3), level, np.float32), params, depth).image for level in (0.02, 0.6))
-    assert float(dark.max()) < 0.03 and 0.4 < float(bright.min()) < 0.6
-    # Before an even grey sky flakes are darker than it, as they are outdoors.
-    assert float(bright.mean()) < 0.6
+    # Without sky an even photo counts as grey cards: flakes are as paper would be, at most 1.
+    assert 0.03 < float(dark.max()) < 0.02 * 4 and float(bright.min()) >= 0.6 and 0.7 < float(bright.max()) < 1
+    under_sky = replace(depth, sky=np.ones_like(depth.sky))
+    sky = apply(np.full((160, 160, 3), 0.6, np.float32), params, under_sky).image
+    assert 0.25 < float(sky.min()) < 0.45 and float(sky.max()) < 0.61, "before bright sky flakes are darker than it"
+    lamp = np.full((160, 160, 3), 0.01, np.float32)
+    lamp[110:130, 20:50] = 0.8
+    half_sky = replace(depth, sky=np.repeat((np.arange(160) < 80).astype(np.float32), 160).reshape(160, 160))
+    night = apply(lamp, params, half_sky).image
+    assert float(night[:80].max()) > 0.05, "lamps light flakes before a dark sky"
 
 
 def test_sprites_hold_the_area_and_stay_in_their_cells() -> None:
@@ -276,7 +310,14 @@ def _distance(photo: Any, step: Step) -> float:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("snow_rate_mm_h", 0.0), ("exposure_s", -0.1), ("aperture_m", 2.0), ("albedo", 1.2), ("wind_m_s", 1e6)],
+    [
+        ("snow_rate_mm_h", 0.0),
+        ("exposure_s", -0.1),
+        ("aperture_m", 2.0),
+        ("albedo", 1.2),
+        ("concentration_gain", 0.0),
+        ("wind_m_s", 1e6),
+    ],
 )
 def test_bad_parameters_are_refused_by_name(field: str, value: float) -> None:
     step = sample_step(SNOW, 0.5, rng_for(0), SEED)

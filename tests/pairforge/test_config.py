@@ -31,7 +31,7 @@ def demo_with(old: str, new: str) -> tuple[str, int]:
         ("size_px: 384", "size_px: 4", "base.size_px", "greater than or equal to 16"),
         ("policy: resize_crop", "policy: squash", "base.policy", "'resize_crop', 'crop_only' or 'keep'"),
         ("small: keep", "smal: keep", "base.smal", "did you mean 'small'?"),
-        ("type: haze", "type: hase", "chain[0].type", "allowed: "),
+        ("type: haze", "type: hase", "chain[0].any_of[0].type", "allowed: "),
         ("severity: [0.3, 0.9]", "severity: [0.3, 1.9]", "severity[1]", "less than or equal to 1"),
         ("severity: [0.3, 0.9]", "severity: [0.9, 0.3]", "chain[0]", "runs backwards"),
         ("kind: package", "kind: folder", "sources[0]", "'files'"),
