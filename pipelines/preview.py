@@ -16,9 +16,17 @@ from pairforge.snapshot import Snapshot
 
 _TELLING = {
     "haze": "effective_optical_depth airlight_luminance density_cv",
+    "ground_fog": "effective_optical_depth scale_height_m camera_height_m",
+    "night_haze": "effective_optical_depth source_gain scatter_asymmetry",
+    "haze_pattern": "alpha scale",
+    "rain_pattern": "gain zoom",
+    "snow": "snow_rate_mm_h concentration_gain exposure_s wind_m_s",
+    "raindrops_on_glass": "covered_frac radius_mm contact_angle_deg",
     "rain": "rain_rate_mm_h exposure_s wind_m_s",
     "reflection": "kappa focus_m distance_m aperture_mm",
     "double_pane_reflection": "kappa gap_mm focus_m distance_m",
+    "nonlinear_reflection": "base_share bright_share blur_sigma_frac ghost_share",
+    "flare_overlay": "mean_lin size_ratio gamma",
     "flare": "source_radiance ghost_count scatter_frac veil_frac",
     "flare_lights": "source_radiance ghost_count scatter_frac veil_frac",
     "motion_blur": "speed_deg_s exposure_s tremor",
@@ -28,10 +36,16 @@ _TELLING = {
     "low_light": "exposure_ratio shot_var read_var",
     "low_light_curve": "alpha beta gamma",
     "sensor_noise": "shot_var read_var row_sd chroma_nr_px",
+    "segment_noise": "shot_var read_var strength_cv",
     "granular_noise": "sigma_codes grain_px chroma_ratio",
     "impulse_noise": "impulse_frac salt_share",
     "banding_noise": "row_sd flicker_depth flicker_cycles",
-    "moire": "pitch_ratio roll_deg stripe_order artistic_gain",
+    "sepia": "toning_share black_density yellow_density",
+    "photo_damage": "stain_area_frac dust_count scratch_count crease_count",
+    "old_photo": "toning_share black_density grain_sigma_frac stain_area_frac",
+    "old_color_photo": "keep_red_ratio keep_green_ratio keep_blue_ratio stain_area_frac",
+    "moire": "layout pitch_ratio roll_deg artistic_gain",
+    "moire_pattern": "amplitude zoom",
 }
 """Parameters a caption starts with; of a degradation that is not here, the first ones it has."""
 _PARAMETERS_SHOWN = 4
