@@ -24,6 +24,7 @@ BRIDGE = "degradations.albumentations"
 CONTRACT_MAY_IMPORT = {
     *("PIL", "cv2", "fsspec", "numpy", "pairforge", "pyarrow", "pydantic", "pydantic_core", "webdataset", "yaml"),
     *("aiobotocore", "aiohttp", "botocore", "s3fs"),  # with s3:// URLs alone
+    *("google", "openai"),  # with remote clients alone
 }
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
