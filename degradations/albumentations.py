@@ -374,3 +374,7 @@ class Moire(Transform):
 
 class MoirePattern(Transform):
     degradation = BY_NAME["moire_pattern"]
+
+
+class NonlinearReflection(Transform):
+    degradation = BY_NAME["nonlinear_reflection"]
