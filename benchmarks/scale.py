@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planning import config_of, write
+
+from benchmarks.planning import config_of, write
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations.py is called like the package
 from pairforge.config import canonical_json

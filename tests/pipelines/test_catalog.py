@@ -459,9 +459,9 @@ def test_rows_come_back_as_they_were_written_in_bounded_lists(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = ["", "a", "ünï\n", "x" * 300]
+    numbers = [field.type == pa.int64() for field in CATALOG_SCHEMA]
     rows = [
-        CatalogRow._make(n + i if CATALOG_SCHEMA.field(i).type == pa.int64() else text[(n + i) % 4] for i in range(len(CATALOG_SCHEMA)))
-        for n in range(23)
+        CatalogRow._make(n + i if number else text[(n + i) % 4] for i, number in enumerate(numbers)) for n in range(23)
     ]
     monkeypatch.setattr(catalog_module, "_ROWS_AT_A_TIME", 4)
     catalog = Catalog(open_storage(make_config().output))
