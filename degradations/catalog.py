@@ -81,6 +81,21 @@ DEGRADATIONS: tuple[Degradation[Any], ...] = (
     MOIRE_PATTERN,
 )
 """In physical order: scene, glass, optics, sensor, distribution, ageing, re-photography."""
+LAYERS = (
+    "blur_diameter",
+    "damage_classes",
+    "flare",
+    "glow",
+    "noise_strength",
+    "pattern_transmission",
+    "rain_alpha",
+    "rain_pattern",
+    "rain_transmission",
+    "reflection",
+    "snow_alpha",
+    "transmission",
+)
+"""Every supervision map that some degradation gives."""
 BY_NAME = {degradation.name: degradation for degradation in DEGRADATIONS}
 
 

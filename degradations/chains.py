@@ -21,7 +21,8 @@ class Chain:
 
     `draw` takes a severity in [0, 1] and never gives a step that changes nothing. `uses` are the names it may give.
     `version` grows by one whenever the same rng gives other steps. `labels` say what a restorer has to undo;
-    `group` is A, B or C for composites. `physical` is False where the order is that of a publication.
+    `stays_small`:
+    the image comes out smaller than the base. `group` is A, B or C for composites. `physical` is False where the order is that of a publication.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Chain:
     labels: tuple[str, ...]
     group: str = ""
     physical: bool = False
+    stays_small: bool = False
 
 
 DISTRIBUTION = frozenset({"low_resolution", "jpeg", "webp", "avif", "recompress"})
@@ -170,7 +172,15 @@ CHAINS: tuple[Chain, ...] = (
         labels=("mixed",),
     ),
     Chain("real_esrgan", 1, partial(draw_real_esrgan, stays_small=False), _SECOND_ORDER, _ESRGAN_SOURCE, ("mixed",)),
-    Chain("real_esrgan_x4", 1, partial(draw_real_esrgan, stays_small=True), _SECOND_ORDER, _ESRGAN_SOURCE, ("mixed",)),
+    Chain(
+        "real_esrgan_x4",
+        1,
+        partial(draw_real_esrgan, stays_small=True),
+        _SECOND_ORDER,
+        _ESRGAN_SOURCE,
+        ("mixed",),
+        stays_small=True,
+    ),
     Chain(
         "apisr", 1, partial(draw_apisr, stays_small=False), _SECOND_ORDER | {"webp", "avif"}, _APISR_SOURCE, ("mixed",)
     ),
@@ -181,6 +191,7 @@ CHAINS: tuple[Chain, ...] = (
         _SECOND_ORDER | {"webp", "avif"},
         _APISR_SOURCE,
         ("mixed",),
+        stays_small=True,
     ),
     *(
         _composite(group, number, labels)

@@ -380,13 +380,8 @@ def _verify_shard(storage: Storage, shard: Shard) -> tuple[set[str], int, list[s
 def _sample_faults(
     storage: Storage, shard: Shard, rows: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, list[str]]]:
-    fields: set[str] | None = None
     for key, files in read_shard(storage, shard.tar_name):
         faults = [f"{name} is missing" for name in ("json", "lq.png", "hq.png") if name not in files]
-        required = files.keys() - {"base.png"}
-        if fields is not None and required != fields:
-            faults.append(f"fields {sorted(files)} differ from the sample before it")
-        fields = set(required)
         if "json" in files:
             faults += _json_faults(shard, key, files, rows.get(key, {}))
         yield key, faults

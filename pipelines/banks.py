@@ -149,6 +149,7 @@ def build_bank(
         raise ValueError(f"{order.kind!r} patterns cannot be built; allowed: {', '.join(sorted(GENERATORS))}")
     storage = open_storage(order.url)
     _refuse_other_kind(storage, order.kind)
+    _refuse_other_patterns(storage, order)
     ranges = [(start, min(start + _PATTERNS_A_CALL, order.count)) for start in range(0, order.count, _PATTERNS_A_CALL)]
     backend = backend_for((PATTERNS,), order)
     try:
@@ -200,6 +201,18 @@ def _refuse_other_kind(storage: Storage, kind: str) -> None:
         held = parse_stored(Bank, storage.read(BANK_FILE), storage.url(BANK_FILE))
         if held.kind != kind:
             raise ValueError(f"{storage.root} holds a bank of {held.kind} patterns; choose another place")
+
+
+def _refuse_other_patterns(storage: Storage, order: BankOrder) -> None:
+    """A bank that configs use may grow, and do nothing else."""
+    if not storage.exists(BANK_FILE):
+        return
+    held = {entry.name for entry in open_bank(storage.root).entries}
+    if not held <= {order.name(index) for index in range(order.count)}:
+        raise ValueError(
+            f"{storage.root} holds {len(held)} other patterns (imported, of another seed, or more of them); "
+            "choose another place"
+        )
 
 
 def _write_bank(storage: Storage, kind: str, licence: str, attribution: str, origins: Mapping[str, str]) -> Bank:

@@ -17,8 +17,8 @@ from typing import Any
 
 from pairforge.config import canonical_json, fingerprint
 from pairforge.failpoints import failpoint
-from pairforge.records import Frozen, InfraError, TooManyFailedError, parse_stored
-from pairforge.shards import Marker, ShardName, read_marker
+from pairforge.records import Fate, Frozen, InfraError, TooManyFailedError, parse_stored
+from pairforge.shards import Marker, ShardName, read_marker, read_rows
 from pairforge.snapshot import publish, read_latest, write_snapshot
 from pairforge.storage import Storage, open_storage
 from pipelines.attempts import AttemptLedger
@@ -77,9 +77,11 @@ class Tally:
     fates: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     given_up: dict[str, str] = field(default_factory=dict)
+    with_failed: list[str] = field(default_factory=list)
 
     def add(self, marker: Marker) -> None:
         self.parts_made += 1
+        self.with_failed += [marker.rows_name] if marker.failed else []
         self.fates.update(kept=marker.kept, rejected=marker.rejected, failed=marker.failed)
         self.reasons.update(marker.reasons)
 
@@ -244,7 +246,7 @@ def _make_missing(
     )
     try:
         with _stopping_on_sigint(engine, watchers.on_stop) as stopped:
-            _carry(config, engine, ledger, pending, tally, watchers.on_part)
+            _carry(config, storage, engine, ledger, pending, tally, watchers.on_part)
     finally:
         backend.close()
     if stopped:
@@ -259,7 +261,7 @@ def _publish(
     total = Tally(planned.records)
     for marker in markers:
         total.add(marker)
-    _check_failed(config, total, final=True)
+    _check_failed(config, storage, total, final=True)
     _check_present(storage, markers)
     sources = count_sources(config, catalog)
     before = read_latest(storage)
@@ -280,6 +282,7 @@ def _publish(
 
 def _carry(
     config: RunConfig,
+    storage: Storage,
     engine: Engine[Part],
     ledger: AttemptLedger,
     pending: Iterator[Part],
@@ -303,7 +306,7 @@ def _carry(
         tally.add(outcome.result)
         _tell_made(outcome.result, outcome.attempts)
         on_part(outcome.result)
-        _check_failed(config, tally, final=False)
+        _check_failed(config, storage, tally, final=False)
 
 
 def _tell_made(marker: Marker, attempt: int) -> None:
@@ -343,14 +346,21 @@ def _stopping_on_sigint(engine: Engine[Part], on_stop: Callable[[int], None]) ->
         signal.signal(signal.SIGINT, before)
 
 
-def _check_failed(config: RunConfig, tally: Tally, final: bool) -> None:
+def _check_failed(config: RunConfig, storage: Storage, tally: Tally, final: bool) -> None:
     failed, finished = tally.fates["failed"], tally.finished
     allowed = config.run.max_failed_fraction
     if finished and failed / finished > allowed and (final or finished >= _FRACTION_AFTER_RECORDS):
         raise TooManyFailedError(
             f"{failed} of {finished} records failed, more than max_failed_fraction {allowed} allows; "
-            f"reasons: {_in_words(tally.reasons)}"
+            f"reasons: {_in_words(tally.reasons)}; for example {_some_failed(storage, tally.with_failed)}"
         )
+
+
+def _some_failed(storage: Storage, rows_names: Sequence[str]) -> str:
+    """Up to three failed records of the first parts that hold any, with why."""
+    rows = read_rows(storage, rows_names[:3], ["key", "fate", "reason", "detail", "uri"]).to_pylist()
+    failed = [row for row in rows if row["fate"] == Fate.FAILED]
+    return "; ".join(f"{row['key']} of {row['uri']}: {row['reason']}, {row['detail']}" for row in failed[:3])
 
 
 def _check_present(storage: Storage, markers: Sequence[Marker]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from degradations.catalog import BY_NAME
+from degradations.catalog import BY_NAME, LAYERS
 from degradations.chains import CHAIN_BY_NAME, check_physical_order
 from pairforge.decode import DecodeLimits
 from pairforge.records import Frozen
@@ -201,6 +201,12 @@ class StepChoice(Frozen):
         return self
 
     @property
+    def leaves_it_small(self) -> bool:
+        """Whether the image comes out smaller than the base."""
+        chain = CHAIN_BY_NAME.get(self.type)
+        return chain.stays_small if chain else BY_NAME[self.type].resizes
+
+    @property
     def degradations(self) -> frozenset[str]:
         """Every degradation that this choice can draw."""
         chain = CHAIN_BY_NAME.get(self.type)
@@ -257,6 +263,19 @@ class Recipe(Frozen):
                     ) from error
         return self
 
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        small = ""
+        for place, spec in enumerate(self.chain):
+            for name in sorted({name for choice in _choices(spec) for name in choice.degradations}):
+                if place and "frames" in BY_NAME[name].needs:
+                    raise ValueError(f"{name} takes a window of frames as it comes: it must be the first step")
+                if small and BY_NAME[name].needs - {"patterns"}:
+                    needs = ", ".join(sorted(BY_NAME[name].needs - {"patterns"}))
+                    raise ValueError(f"{name} needs {needs} at the size of the base, and comes after {small}")
+            small = next((choice.type for choice in _choices(spec) if choice.leaves_it_small), small)
+        return self
+
     def choices(self) -> tuple[StepChoice, ...]:
         """Every choice that the chain can draw."""
         return tuple(choice for spec in self.chain for choice in _choices(spec))
@@ -279,6 +298,15 @@ class ShardSettings(Frozen):
 
     records_per_shard: int = Field(ge=1, le=100_000)
     layers: tuple[str, ...] = Field((), description="supervision layers to store, e.g. [transmission]")
+
+    @field_validator("layers")
+    @classmethod
+    def _known(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        # Where two steps give a layer of one name, the later one's has the number of its step behind.
+        unknown = [name for name in values if re.sub(r"_\d+$", "", name) not in LAYERS]
+        if unknown:
+            raise ValueError(f"unknown layer {unknown[0]!r}; allowed: {', '.join(LAYERS)}")
+        return values
 
 
 class RunSettings(Frozen):

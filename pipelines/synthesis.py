@@ -17,7 +17,7 @@ from degradations.catalog import replay
 from degradations.temporal_blur import check_moving
 from pairforge.config import canonical_json
 from pairforge.image import Pixels, decode_png, encode_png, to_pixels, use_one_thread
-from pairforge.records import Asset, Fate, InfraError, Sample, SampleError, parse_stored
+from pairforge.records import Asset, DamagedError, Fate, InfraError, Sample, SampleError, parse_stored
 from pairforge.shards import Marker, ShardWriter
 from pairforge.storage import Storage, open_storage
 from pipelines.banks import BankEntry, BankRef, decode_pattern, read_pattern_png
@@ -92,7 +92,7 @@ def make_part(part: Part, settings: RenderSettings, output: str) -> Marker:
                 fate = {"fate": refusal.fate.value, "reason": refusal.reason, "detail": refusal.detail}
                 note("record refused", key=record.key, fate=refusal.fate.value, reason=refusal.reason)
                 writer.add({**row, **fate}, {})
-            except OSError as fault:
+            except (OSError, DamagedError) as fault:
                 raise InfraError(f"while making record {record.key}: {fault}") from fault
             except Exception as bug:
                 bug.add_note(f"while making record {record.key} of {part.shard.stem}")

@@ -38,7 +38,7 @@ from degradations.base import (
     replay_with,
     sample_step,
 )
-from degradations.catalog import BY_NAME, DEGRADATIONS, replay
+from degradations.catalog import BY_NAME, DEGRADATIONS, LAYERS, replay
 from degradations.scene.depth import geometric_depth
 from pairforge.image import (
     Image,
@@ -369,6 +369,7 @@ def test_output_is_finite_float32_of_the_same_size_and_inputs_stay(name: str, si
         assert not np.shares_memory(result.image, image)
         assert result.target is image or not np.shares_memory(result.target, image)
         assert (result.target is image) == (name not in MOVES_TARGET) or name in MOVES_TARGET_AT_TIMES
+        assert set(result.layers) <= set(LAYERS)
         for layer in result.layers.values():
             assert layer.dtype in (np.uint8, np.uint16) and layer.shape[:2] == size
         json.dumps(dict(result.realised), allow_nan=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from degradations.banks import GENERATORS
-from pairforge.records import DamagedError
+from pairforge.records import DamagedError, TooManyFailedError
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines import cli, console
@@ -166,3 +166,26 @@ def test_the_commands(tmp_path: Path, photo_folder: Path, capsys: pytest.Capture
     assert code == 2 and "'sand' patterns cannot be built; allowed: flare, haze, moire, rain" in said
     code, _, said = call("bank", "import", "rain", photo_folder, "-o", tmp_path / "rain", "--licence", "CC0-1.0")
     assert code == 0
+
+
+def test_a_bank_in_use_grows_and_is_not_replaced(banks: Path, tmp_path: Path, photo_folder: Path) -> None:
+    url = str(tmp_path / "bank")
+    import_bank("flare", photo_folder, url, "CC0-1.0", "us")
+    with pytest.raises(ValueError, match="holds 12 other patterns"):
+        build_bank(BankOrder("flare", 3, 5, url), local, lambda made: None)
+    shutil.copytree(banks / "rain", tmp_path / "rain")
+    for order in (BankOrder("rain", 3, 6, str(tmp_path / "rain")), BankOrder("rain", 2, 5, str(tmp_path / "rain"))):
+        with pytest.raises(ValueError, match="holds 3 other patterns"):
+            build_bank(order, local, lambda made: None)
+
+
+def test_a_lost_pattern_gives_its_part_up_and_is_no_bug(make_config: MakeConfig, banks: Path, tmp_path: Path) -> None:
+    shutil.copytree(banks / "haze", tmp_path / "haze")
+    for path in (tmp_path / "haze" / "patterns").iterdir():
+        path.unlink()
+    recipe = {"name": "p", "version": 1, "category": "c", "variants": 1}
+    recipe["chain"] = [{"type": "haze_pattern", "severity": 0.5}]
+    engine = {"max_attempts": 1}
+    config = make_config(recipes=[recipe], banks={"haze": str(tmp_path / "haze")}, run={"engine": engine})
+    with pytest.raises(TooManyFailedError, match=r"patterns/haze-.*\.png is gone"):
+        run(config, on_local)

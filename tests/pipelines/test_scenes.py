@@ -15,7 +15,7 @@ from degradations.scene.learned import model_hash
 from pairforge.image import Pixels, decode_png
 from pairforge.records import InfraError
 from pairforge.shards import read_shard
-from pairforge.snapshot import open_snapshot
+from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines.catalog import Catalog
 from pipelines.engine import Backend, LocalBackend
@@ -255,3 +255,34 @@ def test_a_chain_against_physics_is_refused_unless_it_is_meant(make_config: Make
     config = make_config(recipes=[recipe("haze", chain=steps, order="as_listed")])
     run(config, local)
     assert [step["name"] for step in kept_json(config)[0]["steps"]] == ["jpeg", "haze"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        (["real_esrgan_x4", "haze"], "haze needs depth at the size of the base, and comes after real_esrgan_x4"),
+        (["resize", "segment_noise"], "segment_noise needs segments at the size of the base, and comes after resize"),
+        (
+            ["gaussian_blur", "temporal_blur"],
+            "temporal_blur takes a window of frames as it comes: it must be the first",
+        ),
+    ],
+)
+def test_a_chain_that_cannot_run_is_no_valid_config(make_config: MakeConfig, steps: list[str], says: str) -> None:
+    listed = [{"type": name, "severity": 0.5} for name in steps]
+    with pytest.raises(ValueError, match=says):
+        make_config(recipes=[recipe("x", chain=listed, order="as_listed")])
+
+
+def test_layers_are_checked_stored_where_a_step_gives_them_and_verify(make_config: MakeConfig) -> None:
+    either = [{"any_of": [{"type": "haze", "severity": 0.5}, {"type": "jpeg", "severity": 0.5}]}]
+    shards = {"records_per_shard": 50, "layers": ["transmission"]}
+    config = make_config(recipes=[recipe("mix", chain=either)], shards=shards)
+    run(config, local)
+    snapshot = open_snapshot(config.output)
+    assert verify(snapshot).problems == ()
+    tars = [shard.tar_name for shard in snapshot.manifest.shards if shard.tar_name]
+    held = [("transmission.png" in files) for tar in tars for _, files in read_shard(snapshot.storage, tar)]
+    assert any(held) and not all(held)
+    with pytest.raises(ValueError, match="unknown layer 'transmision'; allowed: blur_diameter"):
+        make_config(recipes=[recipe("mix", chain=either)], shards={**shards, "layers": ["transmision"]})
