@@ -33,7 +33,7 @@ from degradations.chains import CHAINS
 from degradations.scene.depth import GeometricDepth
 from degradations.scene.segments import SlicSegments
 from degradations.scene.upsampling import upsample_depth, upsample_segments
-from pairforge.image import Pixels, encode_png, pixels_to_linear, to_float, to_pixels, use_one_thread
+from pairforge.image import Pixels, encode_png, pixels_to_linear, prepare_worker, to_float, to_pixels
 from pairforge.records import Step
 from pairforge.rng import rng_for, rng_from_seed, seed_for
 
@@ -189,7 +189,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write all figures here")
     arguments = parser.parse_args()
-    use_one_thread()
+    prepare_worker()
     base = photo_of(load_sample_image("china.jpg"))
     scene = scene_of(base)
     told = references(base)

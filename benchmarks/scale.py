@@ -23,7 +23,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations.py is called like the package
 from benchmarks.planning import config_of, write
-
 from pairforge.config import canonical_json
 from pairforge.image import encode_png
 from pairforge.records import Fate, Sample

@@ -24,7 +24,8 @@ _DIRECT_AREA = 128
 _DIRECT_TAPS = 190
 _NO_HIGHLIGHT = 0.5
 """Where the factor of highlights differs from 1 by less than 0.06 %."""
-_STRIP_VALUES = 1 << 16
+_LAST = 65535
+_STRIP_VALUES = 1 << 15
 """Values of a plane that are worked on at once, so that the passes of a strip stay in cache."""
 
 
@@ -100,7 +101,7 @@ def _convolve_by_taps(image: Image, blurred: Image, pieces: Sequence[_Piece], si
         return
     padded = np.empty((height + 2 * up, width + 2 * across, *image.shape[2:]), np.float32)
     cv2.copyMakeBorder(image, up, up, across, across, cv2.BORDER_REFLECT_101, padded)
-    at_once = max(16, _STRIP_VALUES // width)
+    at_once = max(16, 2 * _STRIP_VALUES // width)
     work = np.empty((at_once + side[0] - 1, *padded.shape[1:]), np.float32)
     for top in range(0, height, at_once):
         strip = blurred[top : top + at_once]
@@ -174,24 +175,47 @@ def compress_highlights(image_lin: Image, gain: float) -> Image:
 
 def expand_to_planes(image_lin: Image, gain: float) -> list[Plane]:
     """`expand_highlights`, as red, green and blue."""
-    planes = _split(image_lin)
-    for strip in _strips(planes):
-        _divide_highlights(strip, 1.0, -(1 - gain**-8), gain**-8)
+    # Planes are handed to OpenCV, which takes several times as long where it has to allocate them.
+    planes = [np.empty(image_lin.shape[:2], np.float32) for _ in range(3)]
+    table = expansion_table(gain)
+    for source, *strip in _strips([image_lin, *planes]):
+        expand_strip(source, table, strip)
     return planes
+
+
+def expansion_table(gain: float) -> NDArray[np.float32]:
+    """For `expand_strip`: factors over the least channel within 0 .. 1."""
+    return _highlight_table(1.0, -(1 - gain**-8), gain**-8)
+
+
+def expand_strip(image_lin: Image, table: NDArray[np.float32], planes: Sequence[Plane]) -> None:
+    """`expand_to_planes` of a few rows, into `planes`."""
+    cv2.split(image_lin, planes)
+    _scale_highlights(planes, 1.0, table)
 
 
 def compress_planes(planes: Sequence[Plane], gain: float) -> Image:
     """`compress_highlights` of red, green and blue, which are used up."""
     height, width = planes[0].shape
     compressed = np.empty((height, width, 3), np.float32)
-    for strip, stored in zip(_strips(planes), _strips([compressed]), strict=True):
-        _divide_highlights(strip, gain, 1 - gain**-8, 1.0)
-        cv2.merge(strip, stored[0])
+    table = compression_table(gain)
+    for *strip, stored in _strips([*planes, compressed]):
+        compress_strip(strip, gain, table, stored)
     return compressed
 
 
+def compression_table(gain: float) -> NDArray[np.float32]:
+    """For `compress_strip`: factors over the least channel within 0 .. `gain`."""
+    return _highlight_table(gain, 1 - gain**-8, 1.0)
+
+
+def compress_strip(colours: Sequence[Plane], gain: float, table: NDArray[np.float32], out: Image) -> None:
+    """`compress_planes` of a few rows, into `out`."""
+    _scale_highlights(colours, gain, table)
+    cv2.merge(colours, out)
+
+
 def _split(image: Image) -> list[Plane]:
-    # Planes are handed in: OpenCV takes several times as long where it has to allocate them.
     planes = [np.empty(image.shape[:2], np.float32) for _ in range(image.shape[2])]
     cv2.split(image, planes)
     return planes
@@ -205,23 +229,30 @@ def _strips(arrays: Sequence[NDArray[np.float32]]) -> Iterator[list[NDArray[np.f
         yield [array[top : top + at_once] for array in arrays]
 
 
-def _divide_highlights(colours: Sequence[Plane], most: float, slope: float, least: float) -> None:
-    """Divide by max(least, 1 + slope m^8)^(1/8) in place, where m is the least channel within 0 .. most."""
-    red, green, blue = colours
-    factor = np.minimum(red, green)
-    np.minimum(factor, blue, out=factor)
-    if factor.max() < _NO_HIGHLIGHT:
-        return
-    np.clip(factor, np.float32(0), np.float32(most), out=factor)
+def _highlight_table(most: float, slope: float, least: float) -> NDArray[np.float32]:
+    """max(least, 1 + slope m^8)^(-1/8) over m from 0 to `most`."""
+    factor = np.linspace(0.0, most, _LAST + 1)
     for _ in range(3):
-        np.multiply(factor, factor, out=factor)
-    factor *= np.float32(slope)
-    factor += np.float32(1)
-    np.maximum(factor, np.float32(least), out=factor)
+        factor *= factor
+    factor *= slope
+    factor += 1.0
+    np.maximum(factor, least, out=factor)
     for _ in range(3):
         np.sqrt(factor, out=factor)
+    return (1.0 / factor).astype(np.float32)
+
+
+def _scale_highlights(colours: Sequence[Plane], most: float, table: NDArray[np.float32]) -> None:
+    """Multiply, in place, by what the table, which ends at `most`, says of the least channel."""
+    red, green, blue = colours
+    least = cv2.min(cv2.min(red, green), blue)
+    if float(least.max()) < _NO_HIGHLIGHT:
+        return
+    # Scales, rounds and clips in one pass.
+    index = cv2.addWeighted(least, _LAST / most, least, 0, 0, dtype=cv2.CV_16U)
+    factor = cv2.LUT(index, table, least)
     for colour in colours:
-        colour /= factor
+        cv2.multiply(colour, factor, colour)
 
 
 # Kernels

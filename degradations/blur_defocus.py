@@ -4,7 +4,7 @@ Source: thin-lens circle of confusion, c(z) = f A |1/z - 1/z_f|.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from degradations.base import Degradation, Depth, Params, Rendered, Scene
-from degradations.blur import Psf, aperture_psf, compress_planes, convolve_planes, expand_to_planes
+from degradations.blur import (
+    Psf,
+    aperture_psf,
+    compress_planes,
+    compress_strip,
+    compression_table,
+    convolve_planes,
+    expand_strip,
+    expand_to_planes,
+    expansion_table,
+)
 from pairforge.image import Image, Plane
 from pairforge.rng import Rng, log_uniform
 
@@ -25,7 +35,9 @@ _LEAST_STEP_PX = 2.0
 _SAME_PX = 0.5
 """Diameters within this range are one."""
 _HALVED_LEAST_SIDE_PX = 96
-_STRIP_VALUES = 1 << 16
+_STRIP_VALUES = 1 << 15
+_DOUBLED_VALUES = 1 << 17
+"""Doubling has a cost for every call that larger strips spread."""
 _HALVING_SPREAD_PX2 = 6.4
 """What halving, doubling and coarser pixels add to the square of the diameter of a disc."""
 
@@ -75,170 +87,226 @@ def layer_diameters(low_px: float, high_px: float) -> NDArray[np.float64]:
     return np.linspace(low_px, high_px, count) if count > 1 else np.array([(low_px + high_px) / 2])
 
 
+Box = tuple[slice, slice]
+
+
 @dataclass(frozen=True)
-class _Photo:
-    """Red, green and blue, and the place of every pixel among the layers; sides are even where halved.
+class _Layer:
+    """Red, green and blue times alpha, and alpha, in a box of rows and columns; and the kernel that blurs them."""
 
-    A pixel is shared between its two nearest layers, so that a ramp of depth shows no steps. `row_range` and
-    `column_range` hold the least and the greatest place in each row and column.
-    """
-
-    planes: Sequence[Plane]
-    place: Plane
-    row_range: tuple[Plane, Plane]
-    column_range: tuple[Plane, Plane]
+    planes: list[Plane]
+    box: Box
+    psf: Psf
 
 
-def _photo(planes: Sequence[Plane], place: Plane) -> _Photo:
-    odd_height, odd_width = place.shape[0] % 2, place.shape[1] % 2
-    if odd_height or odd_width:
-        *planes, place = (
-            cv2.copyMakeBorder(array, 0, odd_height, 0, odd_width, cv2.BORDER_REPLICATE) for array in (*planes, place)
-        )
-    return _Photo(planes, place, (place.min(1), place.max(1)), (place.min(0), place.max(0)))
+Ranges = tuple[tuple[Plane, Plane], tuple[Plane, Plane]]
+"""Least and greatest place of every row, and of every column."""
 
 
-def _box(photo: _Photo, index: int, margin: int) -> tuple[slice, slice] | None:
-    """Rows and columns, at even offsets, in which a blurred layer may show; None where it is empty."""
-    spans = []
-    for (least, most), side in ((photo.row_range, photo.place.shape[0]), (photo.column_range, photo.place.shape[1])):
+def _ranges(place: Plane) -> Ranges:
+    return (place.min(1), place.max(1)), (place.min(0), place.max(0))
+
+
+def _empty_layer(index: int, ranges: Ranges, psf: Psf) -> _Layer | None:
+    """Memory for a layer, boxed to where it shows once it is blurred; None where it has no pixels."""
+    # More than the kernel reaches: mirroring at the edge of the box then finds zeros.
+    margin, spans = psf.shape[0] // 2 + 1, []
+    for least, most in ranges:
         used = np.flatnonzero((most > index - 1) & (least < index + 1))
-        if used.size == 0:
+        if not used.size:
             return None
-        start, stop = max(int(used[0]) - margin, 0), min(int(used[-1]) + 1 + margin, side)
-        spans.append(slice(start - start % 2, stop + stop % 2))
-    return spans[0], spans[1]
+        spans.append(slice(max(int(used[0]) - margin, 0), min(int(used[-1]) + 1 + margin, len(least))))
+    rows, columns = spans
+    size = (rows.stop - rows.start, columns.stop - columns.start)
+    return _Layer([np.empty(size, np.float32) for _ in range(4)], (rows, columns), psf)
 
 
-def _layer(photo: _Photo, index: int, box: tuple[slice, slice], step: int, memory: Sequence[Plane]) -> list[Plane]:
-    """Red, green and blue times alpha, and alpha; in a box, at 1/step of the resolution, in `memory`."""
-    rows, columns = box
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    size = (height // step, width // step)
-    layer = [plane.reshape(-1)[: size[0] * size[1]].reshape(size) for plane in memory]
+def _fill(layer: _Layer, index: int, colours: Sequence[Plane], place: Plane, top: int) -> None:
+    """Rows of a layer from the rows of a photo that begin at `top`.
+
+    A pixel is shared between its two nearest layers, so that a ramp of depth shows no steps.
+    """
+    rows, columns = layer.box
+    first, last = max(top, rows.start), min(top + len(place), rows.stop)
+    if first >= last:
+        return
+    of_photo, stored = slice(first - top, last - top), slice(first - rows.start, last - rows.start)
+    share = np.subtract(place[of_photo, columns], np.float32(index), out=layer.planes[3][stored])
+    np.abs(share, out=share)
+    np.subtract(np.float32(1), share, out=share)
+    np.maximum(share, np.float32(0), out=share)
+    for colour, plane in zip(colours, layer.planes, strict=False):
+        np.multiply(colour[of_photo, columns], share, out=plane[stored])
+
+
+def _halve(plane: Plane, out: Plane) -> None:
+    """Means of 2 x 2 pixels; an odd side ends with a pixel that counts twice."""
+    height, width = plane.shape
+    if height % 2 or width % 2:
+        plane = cv2.copyMakeBorder(plane, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    cv2.resize(plane, out.shape[::-1], out, interpolation=cv2.INTER_AREA)
+
+
+def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """First row of every strip and the row after its last, an even number of rows apart."""
     at_once = max(2, _STRIP_VALUES // width // 2 * 2)
-    alpha, part = (np.empty((min(at_once, height), width), np.float32) for _ in range(2))
     for top in range(0, height, at_once):
-        tall = min(at_once, height - top)
-        strip = slice(rows.start + top, rows.start + top + tall)
-        share, product = alpha[:tall], part[:tall]
-        np.subtract(photo.place[strip, columns], np.float32(index), out=share)
-        np.abs(share, out=share)
-        np.subtract(np.float32(1), share, out=share)
-        np.maximum(share, np.float32(0), out=share)
-        inside = slice(top // step, (top + tall) // step)
-        for plane, stored in zip((*photo.planes, None), layer, strict=True):
-            whole = share if plane is None else np.multiply(plane[strip, columns], share, out=product)
-            if step == 1:
-                stored[inside] = whole
-            else:
-                cv2.resize(whole, (width // 2, tall // 2), stored[inside], interpolation=cv2.INTER_AREA)
-    return layer
+        yield top, min(top + at_once, height)
 
 
 def _put_over(below: Sequence[Plane], above: Sequence[Plane]) -> None:
-    """Premultiplied planes, alpha last; `below` is changed."""
-    height, width = below[3].shape
-    at_once = max(1, _STRIP_VALUES // width)
-    behind = np.empty((min(at_once, height), width), np.float32)
-    for top in range(0, height, at_once):
-        rows = slice(top, min(top + at_once, height))
-        left = np.subtract(np.float32(1), above[3][rows], out=behind[: rows.stop - top])
-        for plane, part in zip(below, above, strict=True):
-            np.multiply(plane[rows], left, out=plane[rows])
-            np.add(plane[rows], part[rows], out=plane[rows])
+    """Premultiplied planes, alpha last, which `below` may lack; `below` is changed."""
+    height, width = above[3].shape
+    memory = np.empty((min(height, _STRIP_VALUES // width + 2), width), np.float32)
+    for top, bottom in _strips(height, width):
+        left = np.subtract(np.float32(1), above[3][top:bottom], out=memory[: bottom - top])
+        for plane, part in zip(below, above, strict=False):
+            strip = plane[top:bottom]
+            np.multiply(strip, left, out=strip)
+            np.add(strip, part[top:bottom], out=strip)
 
 
-def _stack(photo: _Photo, indices: Sequence[int], psfs: Sequence[Psf], step: int) -> list[Plane]:
-    """Layers over each other, in order, premultiplied, at 1/step of the resolution of the photo."""
-    size = (photo.place.shape[0] // step, photo.place.shape[1] // step)
+def _stacked(layers: Iterable[_Layer], size: tuple[int, int]) -> list[Plane]:
+    """Blurred layers over each other, in order, premultiplied; nothing where there are none. Uses them up."""
     stack: list[Plane] = []
-    memory: list[Plane] = []
-    for index in indices:
-        # More than the kernel reaches: mirroring at the edge of the box then finds zeros.
-        box = _box(photo, index, step * (psfs[index].shape[0] // 2 + 1))
-        if box is None:
-            continue
-        memory = memory or [np.empty(size, np.float32) for _ in range(4)]
-        layer = _layer(photo, index, box, step, memory)
-        convolve_planes(layer, psfs[index])
-        if not stack and layer[0].shape == size:
-            stack, memory = layer, []
-            continue
-        stack = stack or [np.zeros(size, np.float32) for _ in range(4)]
-        rows, columns = (slice(span.start // step, span.stop // step) for span in box)
-        _put_over([plane[rows, columns] for plane in stack], layer)
+    for layer in layers:
+        if stack:
+            _put_over([plane[layer.box] for plane in stack], layer.planes)
+        elif layer.planes[0].shape == size:
+            stack = layer.planes
+        else:
+            stack = [np.zeros(size, np.float32) for _ in range(4)]
+            for plane, part in zip(stack, layer.planes, strict=True):
+                plane[layer.box] = part
     return stack
 
 
-def _doubled(stack: Sequence[Plane]) -> list[Plane]:
-    height, width = stack[0].shape
-    doubled = [np.empty((2 * height, 2 * width), np.float32) for _ in stack]
-    for plane, large in zip(stack, doubled, strict=True):
-        cv2.resize(plane, (2 * width, 2 * height), large, interpolation=cv2.INTER_CUBIC)
-    return doubled
+def _blurred_layers(
+    colours: Sequence[Plane], place: Plane, ranges: Ranges, psfs: Mapping[int, Psf]
+) -> Iterator[_Layer]:
+    """Layers of a photo, one at a time."""
+    for index, psf in psfs.items():
+        layer = _empty_layer(index, ranges, psf)
+        if layer:
+            _fill(layer, index, colours, place, 0)
+            convolve_planes(layer.planes, layer.psf)
+            yield layer
 
 
-def _unpremultiplied(stack: Sequence[Plane]) -> list[Plane]:
-    """What a blurred edge uncovers is filled from the surroundings, by dividing by the alpha that is there."""
-    alpha = np.maximum(stack[3], np.float32(0.01), out=stack[3])
-    return [np.divide(plane, alpha, out=plane) for plane in stack[:3]]
+def _filled(stack: Sequence[Plane]) -> list[Plane]:
+    """A stack made opaque wherever there is anything of it: what a blurred edge uncovers is filled from around it."""
+    alpha = np.maximum(stack[3], np.float32(0.01))
+    return [np.divide(plane, alpha, out=plane) for plane in stack]
 
 
-def _blur_in_layers(
-    light: list[Plane], place: Plane, diameters: NDArray[np.float64], params: DefocusBlurParams
-) -> list[Plane]:
+def _doubled(planes: Sequence[Plane], top: int, bottom: int, width: int) -> list[Plane]:
+    """Rows of planes of half size at the size of the photo; `top` is even."""
+    # The interpolation reaches two rows, so that strips meet without a seam.
+    first, last = max(top // 2 - 2, 0), min(-(-bottom // 2) + 2, len(planes[0]))
+    size = (2 * planes[0].shape[1], 2 * (last - first))
+    enlarged = (cv2.resize(plane[first:last], size, interpolation=cv2.INTER_CUBIC) for plane in planes)
+    return [plane.reshape(size[::-1])[top - 2 * first : bottom - 2 * first, :width] for plane in enlarged]
+
+
+def _blur_in_layers(image_lin: Image, place: Plane, diameters: NDArray[np.float64], params: DefocusBlurParams) -> Image:
     height, width = place.shape
     halved = np.abs(diameters) > (_HALVED_FROM_PX if min(height, width) >= _HALVED_LEAST_SIDE_PX else np.inf)
     acting = np.where(halved, np.sqrt(np.maximum(diameters**2 - _HALVING_SPREAD_PX2, 0)) / 2, np.abs(diameters))
     psfs = [aperture_psf(float(size), params.blades, params.roundness, params.blade_angle_deg) for size in acting]
-    photo = _photo(light, place)
-    if halved.all():
-        planes = _doubled(_unpremultiplied(_stack(photo, range(len(psfs)), psfs, 2)))
-        return [plane[:height, :width] for plane in planes]
-    mixed: list[Plane] = []
-    for chosen, step in ((halved & (diameters < 0), 2), (~halved, 1), (halved & (diameters > 0), 2)):
-        stack = _stack(photo, np.flatnonzero(chosen).tolist(), psfs, step)
-        if stack and step == 2:
-            stack = _doubled(stack)
-        if mixed and stack:
-            _put_over(mixed, stack)
-        mixed = mixed or stack
-    return [plane[:height, :width] for plane in _unpremultiplied(mixed)]
+    small = [np.empty((-(-height // 2), -(-width // 2)), np.float32) for _ in range(4 if halved.any() else 0)]
+    ranges = None if halved.all() else _ranges(place)
+    boxed = {index: _empty_layer(index, ranges, psfs[index]) for index in np.flatnonzero(~halved).tolist() if ranges}
+    sharp = {index: layer for index, layer in boxed.items() if layer}
+    table = expansion_table(params.highlight_gain)
+    memory = [np.empty((_STRIP_VALUES // width + 2, width), np.float32) for _ in range(3)]
+    for top, bottom in _strips(height, width):
+        colours = [plane[: bottom - top] for plane in memory]
+        expand_strip(image_lin[top:bottom], table, colours)
+        for index, layer in sharp.items():
+            _fill(layer, index, colours, place[top:bottom], top)
+        for plane, half in zip((*colours, place[top:bottom]), small, strict=False):
+            _halve(plane, half[top // 2 : -(-bottom // 2)])
+    stacks: list[list[Plane]] = [[], []]
+    if small:
+        ranges, size = _ranges(small[3]), small[3].shape
+        for which, chosen in enumerate((halved & (diameters < 0), halved & (diameters > 0))):
+            of_stack = {index: psfs[index] for index in np.flatnonzero(chosen).tolist()}
+            stacks[which] = _stacked(_blurred_layers(small[:3], small[3], ranges, of_stack), size)
+    small.clear()
+    for layer in sharp.values():
+        convolve_planes(layer.planes, layer.psf)
+    return _composed(stacks[0], list(sharp.values()), stacks[1], (height, width), params.highlight_gain)
+
+
+def _composed(
+    behind: list[Plane], sharp: Sequence[_Layer], before: list[Plane], size: tuple[int, int], gain: float
+) -> Image:
+    """Stacks of half size behind and before layers of whole size, put over each other, highlights compressed.
+
+    Uses all of them up.
+    """
+    height, width = size
+    table, image = compression_table(gain), np.empty((height, width, 3), np.float32)
+    if behind:
+        behind = _filled(behind)
+    elif sharp:
+        behind, sharp = _filled(_stacked(sharp, size)), []
+    else:
+        behind, before = _filled(before), []
+    at_once = max(2, _DOUBLED_VALUES // width // 2 * 2)
+    for top in range(0, height, at_once):
+        bottom = min(top + at_once, height)
+        scale = 1 if behind[0].shape == size else 2
+        # Over what is opaque everything stays opaque.
+        opaque = float(behind[3][max(top // scale - 2, 0) : -(-bottom // scale) + 2].min()) >= 1
+        planes = behind[:3] if opaque else behind
+        planes = [plane[top:bottom] for plane in planes] if scale == 1 else _doubled(planes, top, bottom, width)
+        for layer in sharp:
+            rows, columns = layer.box
+            first, last = max(top, rows.start), min(bottom, rows.stop)
+            if first < last:
+                part = [plane[first - rows.start : last - rows.start] for plane in layer.planes]
+                _put_over([plane[first - top : last - top, columns] for plane in planes], part)
+        if before:
+            _put_over(planes, _doubled(before, top, bottom, width))
+        for start, stop in _strips(bottom - top, width):
+            strip = [plane[start:stop] for plane in planes]
+            colours = strip if opaque else _filled(strip)[:3]
+            compress_strip(colours, gain, table, image[top + start : top + stop])
+    return image
 
 
 def apply_defocus_blur(image_lin: Image, params: DefocusBlurParams, scene: Scene, rng: Rng) -> Rendered:
     """Depth layers, blurred with premultiplied alpha and composited from far to near.
 
-    Layers blurred by more than 8 px are worked on at half resolution, with discs that much smaller that the
+    Layers blurred by more than 4 px are worked on at half resolution, with discs that much smaller that the
     spread of a point stays. The layer `blur_diameter` holds |c(z)| in 1/256 px.
     """
     assert scene.depth is not None
     blur_px = signed_blur_px(scene.depth, params.aperture_mm, params.focus_m)
     assert blur_px.shape == image_lin.shape[:2], f"depth {blur_px.shape} for an image {image_lin.shape}"
     low, high = cv2.minMaxLoc(blur_px)[:2]
-    stored = np.abs(blur_px)
-    stored *= np.float32(256)
-    stored += np.float32(0.5)
-    layer = np.minimum(stored, np.float32(65535), out=stored).astype(np.uint16)
+    layer = np.empty(blur_px.shape, np.uint16)
+    for top, bottom in _strips(image_lin.shape[0], image_lin.shape[1]):
+        size_px = np.abs(blur_px[top:bottom])
+        cv2.addWeighted(size_px, 256, size_px, 0, 0, layer[top:bottom], cv2.CV_16U)
     diameters = layer_diameters(low, high)
-    light = expand_to_planes(image_lin, params.highlight_gain)
     if len(diameters) == 1:
+        light = expand_to_planes(image_lin, params.highlight_gain)
         iris = aperture_psf(abs(diameters[0]), params.blades, params.roundness, params.blade_angle_deg)
         convolve_planes(light, iris)
-        planes = light
+        blurred = compress_planes(light, params.highlight_gain)
     else:
         blur_px -= np.float32(low)
         blur_px *= np.float32((len(diameters) - 1) / (high - low))
-        planes = _blur_in_layers(light, blur_px, diameters, params)
-    blurred = compress_planes(planes, params.highlight_gain)
+        blurred = _blur_in_layers(image_lin, blur_px, diameters, params)
     realised = {"blur_min_px": low, "blur_max_px": high, "depth_layers": len(diameters)}
     return Rendered(blurred, image_lin, {"blur_diameter": layer}, realised)
 
 
 DEFOCUS_BLUR = Degradation(
     name="defocus_blur",
-    version=2,
+    version=3,
     params_type=DefocusBlurParams,
     sample=sample_defocus_blur,
     apply=apply_defocus_blur,

@@ -93,7 +93,7 @@ def apply_motion_blur(image_lin: Image, params: MotionBlurParams, scene: Scene, 
 
 MOTION_BLUR = Degradation(
     name="motion_blur",
-    version=2,
+    version=3,
     params_type=MotionBlurParams,
     sample=sample_motion_blur,
     apply=apply_motion_blur,

@@ -84,6 +84,7 @@ DEGRADATIONS: tuple[Degradation[Any], ...] = (
 LAYERS = (
     "blur_diameter",
     "damage_classes",
+    "drop_share",
     "flare",
     "glow",
     "noise_strength",

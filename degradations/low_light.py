@@ -4,6 +4,8 @@ Sources: sensor and ISP after Brooks et al., CVPR 2019 (see sensor.py); exposure
 CVPR 2018) and ELD (Wei et al., CVPR 2020). Curve: Lv, Li, Lu, IJCV 2021.
 """
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +14,15 @@ from pydantic import Field
 from degradations.base import Degradation, Params, Rendered, Scene
 from degradations.sensor import (
     RGB_TO_YCC,
-    TABLE_LIGHT,
     SensorParams,
     Share,
-    display_root,
-    photograph,
-    raw_matrix,
-    rgb_matrix,
+    camera_matrices,
+    lifted_root,
+    lifted_root_table,
     sample_sensor,
     scene_light,
 )
+from degradations.sensor_noise import BAND_ROWS, photograph
 from pairforge.image import LUMA_LIN, Image, Plane
 from pairforge.rng import Rng, log_uniform
 
@@ -83,16 +84,16 @@ def _metered_gain(image_lin: Image, params: LowLightParams) -> tuple[float, floa
     return min(max(gain, 1.0), params.exposure_ratio), metered
 
 
-def _headroom(scene_lin: Image, headroom: float) -> Plane:
-    """Factor (H, W) by which the brightest tenth rises to `headroom`: what the clean photo clipped, guessed."""
-    slope = 1 / (1 - _HEADROOM_FROM)
-    rise: Plane = cv2.transform(scene_lin, np.array([[slope / 3] * 3 + [-slope * _HEADROOM_FROM]], np.float32))
+def _add_headroom(share: Plane, scene_lin: Image, brightest: float, headroom: float, memory: Plane) -> None:
+    """Multiply by a factor that rises to `headroom` over the brightest tenth: what the clean photo clipped, guessed."""
+    slope = math.sqrt(headroom - 1) / (1 - _HEADROOM_FROM)
+    rise = cv2.transform(scene_lin, np.array([[slope / 3] * 3 + [-slope * _HEADROOM_FROM]], np.float32), memory)
     cv2.threshold(rise, 0, 0, cv2.THRESH_TOZERO, rise)
-    cv2.threshold(rise, 1, 1, cv2.THRESH_TRUNC, rise)
+    if brightest > 1:
+        cv2.threshold(rise, math.sqrt(headroom - 1), 0, cv2.THRESH_TRUNC, rise)
     rise *= rise
-    rise *= np.float32(headroom - 1)
     rise += np.float32(1)
-    return rise
+    share *= rise
 
 
 def _exposure(size: tuple[int, int], params: LowLightParams) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -108,39 +109,49 @@ def _exposure(size: tuple[int, int], params: LowLightParams) -> tuple[NDArray[np
     return column[:, None].astype(np.float32), row[None].astype(np.float32)
 
 
-def _fade_chroma(root: Image, fade_root: float) -> Image:
-    """Chroma times y / (y + fade_root), as ISPs damp coloured noise in shadows."""
-    luma = cv2.transform(root, RGB_TO_YCC[:1])
-    grey = cv2.cvtColor(luma, cv2.COLOR_GRAY2RGB)
-    faded: Image = cv2.blendLinear(root, grey, luma, np.full_like(luma, fade_root), grey)
-    return faded
+def _fade_chroma(lifted: Image, fade_root: float, memory: Image) -> None:
+    """Chroma times y / (y + fade_root), as ISPs damp coloured noise in shadows; in place.
+
+    Gets the displayed root plus `fade_root`, with luma t = y + fade_root: the result is that times 1 - fade_root / t.
+    """
+    if fade_root > 0:
+        kept = cv2.transform(lifted, RGB_TO_YCC[:1])
+        np.divide(np.float32(-fade_root), kept, out=kept)
+        kept += np.float32(1)
+        cv2.multiply(lifted, cv2.cvtColor(kept, cv2.COLOR_GRAY2RGB, memory), lifted)
 
 
 def apply_low_light(image_lin: Image, params: LowLightParams, scene: Scene, rng: Rng) -> Rendered:
     size = (image_lin.shape[0], image_lin.shape[1])
     gain, metered = _metered_gain(image_lin, params)
-    to_raw, to_rgb = raw_matrix(params), rgb_matrix(params, params.wb_error).astype(np.float64) * gain
-    offset = (to_rgb * np.array(params.black_offset)).sum(axis=1, keepdims=True)
-    to_rgb = (np.hstack([to_rgb, offset]) * TABLE_LIGHT).astype(np.float32)
+    to_camera, to_rgb = camera_matrices(params, params.wb_error)
+    saturated = (params.red_gain, 1.0, params.blue_gain)
+    offset = (to_rgb * np.array(params.black_offset) * np.array(saturated)).sum(axis=1, keepdims=True)
+    to_rgb = (np.hstack([to_rgb, offset]) * gain).astype(np.float32)
     column, row = _exposure(size, params)
+    table = lifted_root_table(params.chroma_fade_root)
+    tall = min(BAND_ROWS, size[0])
+    colours, shares, rises = (np.empty((tall, size[1], *rest), np.float32) for rest in ((3,), (), ()))
 
     def expose(rows: slice, out: Image) -> None:
         light = scene_light(image_lin[rows], out)
-        share = column[rows] + row
-        if float(light.max()) > _HEADROOM_FROM:
-            share *= _headroom(light, params.headroom)
-        cv2.transform(light, to_raw, light)
-        light *= cv2.cvtColor(share, cv2.COLOR_GRAY2RGB)
+        share = np.add(column[rows], row, out=shares[: len(light)])
+        brightest = float(light.max())
+        if brightest > _HEADROOM_FROM:
+            _add_headroom(share, light, brightest, params.headroom, rises[: len(light)])
+        cv2.transform(light, to_camera, light)
+        cv2.multiply(light, cv2.cvtColor(share, cv2.COLOR_GRAY2RGB, colours[: len(light)]), light)
 
     def develop(raw: Image, out: Image) -> None:
         """Saturation, black level, gain, white balance, colour, tone."""
-        if float(raw.max()) > 1.0:
-            cv2.threshold(raw, 1, 1, cv2.THRESH_TRUNC, raw)
-        root = _fade_chroma(display_root(cv2.transform(raw, to_rgb, raw)), params.chroma_fade_root)
+        if float(raw.max()) > min(saturated):
+            cv2.min(raw, (*saturated, 0.0), raw)
+        root = lifted_root(cv2.transform(raw, to_rgb, raw), table)
+        _fade_chroma(root, params.chroma_fade_root, colours[: len(raw)])
         np.square(root, out=out)
 
     image, poisson_frac = photograph(expose, develop, size, params, rng)
-    sampled = image[::_METER_STRIDE_PX, ::_METER_STRIDE_PX, 1]
+    sampled = image[:: 2 * _METER_STRIDE_PX, :: 2 * _METER_STRIDE_PX, 1]
     realised = {
         "digital_gain": gain,
         "metered_light": metered,
@@ -153,7 +164,7 @@ def apply_low_light(image_lin: Image, params: LowLightParams, scene: Scene, rng:
 
 LOW_LIGHT = Degradation(
     name="low_light",
-    version=2,
+    version=3,
     params_type=LowLightParams,
     sample=sample_low_light,
     apply=apply_low_light,

@@ -1,7 +1,7 @@
 """Noise of a sensor: of its photosites, of its segments after local noise reduction, of its lines.
 
-Sources: sensor noise after Brooks et al., CVPR 2019 (see sensor.py). Rows: ELD, Wei et al., CVPR 2020. Noise whose
-strength differs between segments follows RealRestorer (arXiv 2603.25502), here as a factor on the sensor's law.
+Sources: sensor noise after Brooks et al., CVPR 2019 (see sensor_noise.py). Rows: ELD, Wei et al., CVPR 2020. Noise
+whose strength differs between segments follows RealRestorer (arXiv 2603.25502), here as a factor on the sensor's law.
 """
 
 import cv2
@@ -11,15 +11,13 @@ from pydantic import Field
 
 from degradations.base import Degradation, Params, Rendered, Scene, Segments
 from degradations.sensor import (
-    TABLE_LIGHT,
     SensorParams,
-    photograph,
-    raw_matrix,
+    camera_matrices,
     reprocess,
-    rgb_matrix,
     sample_sensor,
     unprocess,
 )
+from degradations.sensor_noise import photograph
 from pairforge.image import Image, Plane
 from pairforge.rng import Rng, log_uniform
 
@@ -34,9 +32,9 @@ def sample_sensor_noise(severity: float, rng: Rng) -> SensorParams:
 
 
 def _render(image_lin: Image, params: SensorParams, rng: Rng, strength: Plane | None = None) -> tuple[Image, float]:
-    to_raw, to_rgb = raw_matrix(params), rgb_matrix(params) * np.float32(TABLE_LIGHT)
+    to_camera, to_rgb = camera_matrices(params)
     return photograph(
-        lambda rows, out: unprocess(image_lin[rows], to_raw, out),
+        lambda rows, out: unprocess(image_lin[rows], to_camera, out),
         lambda raw, out: reprocess(raw, to_rgb, out),
         (image_lin.shape[0], image_lin.shape[1]),
         params,
@@ -52,7 +50,7 @@ def apply_sensor_noise(image_lin: Image, params: SensorParams, scene: Scene, rng
 
 SENSOR_NOISE = Degradation(
     name="sensor_noise",
-    version=2,
+    version=3,
     params_type=SensorParams,
     sample=sample_sensor_noise,
     apply=apply_sensor_noise,
@@ -119,7 +117,7 @@ def apply_segment_noise(image_lin: Image, params: SegmentNoiseParams, scene: Sce
 
 SEGMENT_NOISE = Degradation(
     name="segment_noise",
-    version=1,
+    version=2,
     params_type=SegmentNoiseParams,
     sample=sample_segment_noise,
     apply=apply_segment_noise,

@@ -70,14 +70,15 @@ def _shot_table() -> NDArray[np.float32]:
 
 def draw_shot(root_electrons: Plane, rng: Rng) -> Plane:
     """Standardised shot noise (H, W) of a plane of square roots of mean counts: Poisson below 62 electrons."""
-    row = root_electrons * np.float32(_ROWS_PER_ROOT)
-    cv2.threshold(row, _SHOT_ROWS - 1, _SHOT_ROWS - 1, cv2.THRESH_TRUNC, row)
-    index = row.astype(np.uint16)
-    index <<= _SHOT_BITS
+    # Truncation to the row that the root lies in: the bits below a row are cleared.
+    root = cv2.threshold(root_electrons, _SHOT_ROWS / _ROWS_PER_ROOT, 0, cv2.THRESH_TRUNC)[1]
+    index = cv2.addWeighted(root, _ROWS_PER_ROOT << _SHOT_BITS, root, 0, -0.5, dtype=cv2.CV_16U)
+    index = index.reshape(root_electrons.shape)
+    index &= np.uint16(_SHOT_ROWS - 1 << _SHOT_BITS)
     bits = draw_bits(root_electrons.shape, rng)
     index |= np.right_shift(bits, _INDEX_BITS - _SHOT_BITS, out=bits)
-    shot: Plane = cv2.LUT(index, _shot_table(), row)
-    return shot
+    shot: Plane = cv2.LUT(index, _shot_table())
+    return shot.reshape(root_electrons.shape)
 
 
 @lru_cache(maxsize=8)

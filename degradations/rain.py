@@ -127,6 +127,8 @@ def compose(
     share, sheen = (widened(plane, width) for plane in wet_maps(ground, wetness))
     out = np.empty_like(image_lin)
     codes = np.empty((2, *alpha.shape), np.uint16)
+    # Planes are handed to OpenCV, which takes several times as long where it has to allocate them.
+    memory = [np.empty((min(_STRIP_ROWS, height), width), np.float32) for _ in range(3)]
     for top in range(0, height, _STRIP_ROWS):
         rows = np.s_[top : top + _STRIP_ROWS]
         kept = veil_transmission(depth, beta_veil_per_m, rows)
@@ -141,7 +143,8 @@ def compose(
         if wet.any():
             clear += heightened(sheen, rows, height) * kept
             kept *= wet_factor(luminance(image_lin[rows]).reshape(kept.shape), wet)
-        channels = cv2.split(image_lin[rows])
+        channels = [plane[: len(kept)] for plane in memory]
+        cv2.split(image_lin[rows], channels)
         for channel, airlight in zip(channels, light[0], strict=True):
             channel *= kept
             cv2.scaleAdd(clear, airlight, channel, dst=channel)

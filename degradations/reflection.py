@@ -249,7 +249,7 @@ def _facts_at_centre(params: ReflectionParams, focal_px: float) -> dict[str, Any
 
 REFLECTION = Degradation(
     name="reflection",
-    version=2,
+    version=3,
     params_type=ReflectionParams,
     sample=sample_reflection,
     apply=apply_reflection,
@@ -260,7 +260,7 @@ REFLECTION = Degradation(
 
 DOUBLE_PANE_REFLECTION = Degradation(
     name="double_pane_reflection",
-    version=2,
+    version=3,
     params_type=DoublePaneReflectionParams,
     sample=sample_double_pane_reflection,
     apply=apply_reflection,

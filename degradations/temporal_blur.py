@@ -145,7 +145,7 @@ def apply_temporal_blur(image_lin: Image, params: TemporalBlurParams, scene: Sce
 
 TEMPORAL_BLUR = Degradation(
     name="temporal_blur",
-    version=2,
+    version=3,
     params_type=TemporalBlurParams,
     sample=sample_temporal_blur,
     apply=apply_temporal_blur,

@@ -24,7 +24,7 @@ from degradations.catalog import BY_NAME, DEGRADATIONS, replay
 from degradations.chains import CHAINS
 from degradations.scene.depth import GeometricDepth
 from degradations.scene.segments import SlicSegments
-from pairforge.image import Pixels, to_pixels, use_one_thread
+from pairforge.image import Pixels, prepare_worker, to_pixels
 from pairforge.records import Step
 from pipelines.drawing import draw_choice
 from pipelines.preview import telling
@@ -149,7 +149,7 @@ def _small_jpeg(pixels: Pixels) -> bytes:
 
 
 def main() -> int:
-    use_one_thread()
+    prepare_worker()
     held = photos()
     names = sys.argv[1:] or [d.name for d in DEGRADATIONS] + [c.name for c in CHAINS]
     for name in names:

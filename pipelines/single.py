@@ -10,7 +10,7 @@ from degradations.chains import CHAIN_BY_NAME
 from degradations.scene.depth import GeometricDepth
 from degradations.scene.segments import SlicSegments
 from pairforge.decode import DecodeLimits, decode_source
-from pairforge.image import Pixels, save_picture, to_pixels, use_one_thread
+from pairforge.image import Pixels, prepare_worker, save_picture, to_pixels
 from pairforge.records import SampleError, Step
 from pairforge.rng import rng_for
 from pipelines.banks import decode_pattern, open_bank, read_pattern_png
@@ -43,7 +43,7 @@ def degrade_file(order: SingleOrder, output: Path, target: Path | None) -> dict[
         raise ValueError(f"--type {order.kind!r} is unknown; allowed: {known}")
     if not 0 <= order.severity <= 1:
         raise ValueError(f"--severity {order.severity} is outside 0..1")
-    use_one_thread()
+    prepare_worker()
     steps = draw_choice(order.kind, order.severity, order.seed, (order.kind,))
     needs = needs_of(steps)
     if "frames" in needs:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from pairforge.image import use_one_thread
+from pairforge.image import prepare_worker
 from pairforge.records import Frozen
 from pipelines.telemetry import bound, note, stage_took
 
@@ -68,7 +68,7 @@ class StageCaller:
     """One made stage: calls it, one computation at a time, and measures how long it took."""
 
     def __init__(self, stage: Stage, settings: Any) -> None:
-        use_one_thread()
+        prepare_worker()
         made = stage.make(settings)
         self._stage = stage
         self._prepare: Callable[[Any], Any] | None = getattr(made, "prepare", None)

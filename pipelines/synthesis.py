@@ -16,7 +16,7 @@ from degradations.base import Pattern, Scene
 from degradations.catalog import replay
 from degradations.temporal_blur import check_moving
 from pairforge.config import canonical_json
-from pairforge.image import Pixels, decode_png, encode_png, to_pixels, use_one_thread
+from pairforge.image import Pixels, decode_png, encode_png, prepare_worker, to_pixels
 from pairforge.records import Asset, DamagedError, Fate, InfraError, Sample, SampleError, parse_stored
 from pairforge.shards import Marker, ShardWriter
 from pairforge.storage import Storage, open_storage
@@ -78,7 +78,7 @@ def make_part(part: Part, settings: RenderSettings, output: str) -> Marker:
     A record that cannot be made becomes a row with its reason. Any exception but SampleError leaves
     nothing behind.
     """
-    use_one_thread()
+    prepare_worker()
     started = time.time()
     storage = open_storage(output)
     bench = _Bench(storage, settings, part.refused)
@@ -217,7 +217,7 @@ def replay_sample(storage: Storage, files: Mapping[str, bytes]) -> tuple[Pixels,
     Raises ValueError when an asset is missing or changed, or when this installation has another
     version of a step, or enlarges maps of the scene otherwise.
     """
-    use_one_thread()
+    prepare_worker()
     sample = parse_stored(Sample, files["json"], "the sample's JSON")
     base = decode_png(files.get("base.png", files["hq.png"]))
     held = {asset.role: _read_asset(storage, asset) for asset in sample.assets}

@@ -15,9 +15,7 @@ from degradations.low_light import (
     apply_low_light_curve,
 )
 from degradations.sensor import (
-    TABLE_LIGHT,
     SensorParams,
-    mosaic,
     raw_matrix,
     reprocess,
     rgb_matrix,
@@ -25,6 +23,7 @@ from degradations.sensor import (
     scene_light,
     unprocess,
 )
+from degradations.sensor_noise import mosaic
 from pairforge.image import Image, Pixels, linear_to_srgb, pixels_to_linear, to_float, to_pixels
 from pairforge.rng import rng_for, seed_for
 
@@ -58,7 +57,7 @@ def _render(pixels: Pixels, severity: float, seed: int = 5) -> Image:
 
 
 def _there_and_back(image_lin: Image, params: SensorParams) -> Image:
-    return reprocess(unprocess(image_lin, raw_matrix(params)), rgb_matrix(params) * np.float32(TABLE_LIGHT))
+    return reprocess(unprocess(image_lin, raw_matrix(params)), rgb_matrix(params))
 
 
 @pytest.mark.parametrize("name", PHOTOS)

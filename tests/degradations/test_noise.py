@@ -21,18 +21,10 @@ from degradations.noise import (
     apply_sensor_noise,
 )
 from degradations.noise_draws import GAUSSIAN_FROM_ELECTRONS, draw_normal, draw_shot
-from degradations.sensor import (
-    SensorParams,
-    draw_noise,
-    poisson_share,
-    prnu_pattern,
-    raw_matrix,
-    rgb_matrix,
-    sample_sensor,
-    scene_light,
-)
-from pairforge.image import Image, Pixels, pixels_to_linear, to_float
-from pairforge.rng import rng_for, seed_for
+from degradations.sensor import SensorParams, raw_matrix, rgb_matrix, sample_sensor, scene_light
+from degradations.sensor_noise import draw_noise, poisson_share, prnu_pattern
+from pairforge.image import Image, Pixels, Plane, pixels_to_linear, to_float
+from pairforge.rng import Rng, rng_for, seed_for
 
 FAMILY: tuple[Degradation[Any], ...] = (SENSOR_NOISE, SEGMENT_NOISE, BANDING_NOISE)
 PHOTOS = {
@@ -45,6 +37,12 @@ PHOTOS = {
 def _sensor(shot_var: float, **changes: float) -> SensorParams:
     silent = {"row_sd": 0.0, "prnu_sd": 0.0}
     return sample_sensor(shot_var, 0.5, rng_for(1, "camera")).model_copy(update=silent | changes)
+
+
+def _raw_noise(raw: Plane, params: SensorParams, rng: Rng, top: int = 0) -> Plane:
+    """Noise of photosites, in units of their raw values."""
+    noise, sd = draw_noise(raw / np.float32(params.shot_var), params, rng, top)
+    return noise * sd * np.float32(params.shot_var)
 
 
 def _halves(height: int, width: int) -> Scene:
@@ -68,8 +66,8 @@ def test_n1_n2_variance_is_affine_in_signal_and_mean_is_unbiased(shot_var: float
     params = _sensor(shot_var)
     levels = np.concatenate([np.zeros(4), np.geomspace(1e-3, 0.9, 28)]).astype(np.float32)
     wedge = np.repeat(levels[:, None], 40_000, axis=1)
-    assert 0 < poisson_share(wedge, params) < 1, "both the Poisson and the Gaussian branch must be measured"
-    noise = draw_noise(wedge, params, rng_for(11, "wedge"))[0].astype(np.float64) * shot_var
+    assert 0 < poisson_share(wedge / shot_var) < 1, "both the Poisson and the Gaussian branch must be measured"
+    noise = _raw_noise(wedge, params, rng_for(11, "wedge")).astype(np.float64)
     slope, intercept = _photon_transfer(levels.astype(np.float64), noise.var(axis=1))
     assert slope == pytest.approx(params.shot_var, rel=0.03)
     assert intercept == pytest.approx(params.read_var, rel=0.03)
@@ -87,6 +85,24 @@ def test_shot_noise_has_the_moments_of_a_poisson_count(electrons: float) -> None
     expected = 0.0 if electrons > GAUSSIAN_FROM_ELECTRONS else electrons**-0.5
     assert skew == pytest.approx(expected, rel=0.3 if electrons < 0.5 else 0.12, abs=0.03)
     assert shot.min() * np.sqrt(electrons) > -electrons * 1.7 - 0.1, "no photosite counts fewer than no electrons"
+
+
+@pytest.mark.parametrize("electrons", [1.0, 6.0, 30.0, 2000.0])
+@pytest.mark.parametrize("read_sd", [0.8, 2.5])
+def test_n1_shot_and_read_noise_have_the_moments_of_their_sum(electrons: float, read_sd: float) -> None:
+    """Variance e + r^2 and skewness e / (e + r^2)^1.5 of a Poisson count plus a Gaussian."""
+    params = _sensor(1e-3, read_var=(read_sd * 1e-3) ** 2)
+    counts = np.full((400, 1000), electrons, np.float32)
+    noise, sd = draw_noise(counts, params, rng_for(3, str(electrons), str(read_sd)))
+    variance = electrons + read_sd**2
+    assert np.allclose(sd, np.sqrt(variance), rtol=1e-5)
+    unit = noise.astype(np.float64)
+    assert abs(unit.mean()) < 3 / np.sqrt(unit.size)
+    assert unit.var() == pytest.approx(1, abs=0.01)
+    # Less than the skewness of the brightest Poisson row counts as none.
+    skew = electrons / variance**1.5
+    expected = skew if skew > GAUSSIAN_FROM_ELECTRONS**-0.5 else 0.0
+    assert np.mean(unit**3) == pytest.approx(expected, rel=0.12, abs=0.03)
 
 
 def test_normal_field_is_normal_and_white() -> None:
@@ -125,7 +141,7 @@ def test_n1_n2_hold_through_the_whole_camera() -> None:
 
 def test_n3_row_noise_of_the_sensor() -> None:
     params = _sensor(1e-3, row_sd=5e-4)
-    noise = draw_noise(np.full((3000, 400), 0.1, np.float32), params, rng_for(2, "rows"))[0] * params.shot_var
+    noise = _raw_noise(np.full((3000, 400), 0.1, np.float32), params, rng_for(2, "rows"))
     within = noise.var(axis=1, ddof=1).mean() / noise.shape[1]
     assert np.sqrt(noise.mean(axis=1).var() - within) == pytest.approx(5e-4, rel=0.05)
 
@@ -135,7 +151,7 @@ def test_prnu_belongs_to_the_camera() -> None:
     assert not np.array_equal(prnu_pattern(7, slice(0, 40), 50), prnu_pattern(8, slice(0, 40), 50))
     assert np.array_equal(prnu_pattern(7, slice(1020, 1030), 2100)[4:, :9], prnu_pattern(7, slice(0, 6), 9))
     params = _sensor(1e-6, read_var=0.0, prnu_sd=0.01)
-    noise = draw_noise(np.full((300, 300), 0.5, np.float32), params, rng_for(3, "prnu"), top=64)[0] * params.shot_var
+    noise = _raw_noise(np.full((300, 300), 0.5, np.float32), params, rng_for(3, "prnu"), top=64)
     expected = 0.5 * 0.01 * prnu_pattern(params.camera_id, slice(64, 364), 300)
     assert np.corrcoef(noise.ravel(), expected.ravel())[0, 1] > 0.97
     assert noise.std() == pytest.approx(0.5 * 0.01, rel=0.05)
