@@ -22,7 +22,8 @@ class Chain:
     `draw` takes a severity in [0, 1] and never gives a step that changes nothing. `uses` are the names it may give.
     `version` grows by one whenever the same rng gives other steps. `labels` say what a restorer has to undo;
     `stays_small`:
-    the image comes out smaller than the base. `group` is A, B or C for composites. `physical` is False where the order is that of a publication.
+    the image comes out smaller than the base. `group` is A, B or C for composites. `physical` is False where the
+    order is that of a publication.
     """
 
     name: str
