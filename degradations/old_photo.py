@@ -113,8 +113,9 @@ def apply_old_color_photo(image_lin: Image, params: OldColorPhotoParams, scene: 
     return _rendered(image, image_lin, marks)
 
 
-def _looked_up(table: NDArray[np.float32], index: NDArray[np.intp]) -> Plane:
-    return np.take(table, index, mode="clip", out=np.empty(index.shape, np.float32))
+def _looked_up(table: NDArray[np.float32], index: NDArray[np.uint16]) -> Plane:
+    found: Plane = cv2.LUT(index, table)
+    return found
 
 
 def _sigma_px(params: SoftnessParams) -> float:

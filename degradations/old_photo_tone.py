@@ -98,9 +98,10 @@ def sample_tone(severity: float, rng: Rng) -> ToneParams:
 
 
 def fade_tables(params: FadeParams) -> NDArray[np.float32]:
-    """Faded light (3, 16384) over the square root of light from 0 to 2, for `table_index`."""
+    """Faded light (3, 65536) over the square root of light from 0 to 2, for `table_index`."""
     light = np.maximum(np.square(np.linspace(0, _BRIGHTEST_ROOT, _STEPS + 1)), DARKEST_LIGHT)
-    return np.stack([light**ratio * 10**-density for ratio, density in _per_channel(params)]).astype(np.float32)
+    rows = [light**ratio * 10**-density for ratio, density in _per_channel(params)]
+    return _filled(np.stack(rows).astype(np.float32))
 
 
 def _per_channel(params: FadeParams) -> list[tuple[float, float]]:
@@ -143,22 +144,29 @@ def _steepness(params: ToneParams) -> float:
 
 
 def print_tables(params: ToneParams) -> NDArray[np.float32]:
-    """Light of the print (3, 16384) over the square root of recorded light from 0 to 2, for `table_index`."""
+    """Light of the print (3, 65536) over the square root of recorded light from 0 to 2, for `table_index`."""
     root = np.linspace(0, _BRIGHTEST_ROOT, _STEPS + 1)
     silver = print_density(-np.log10(np.maximum(root * root, DARKEST_LIGHT)), params)
     brown = np.array(OLIVE_SILVER) + params.redness_share * (np.array(RED_SILVER) - np.array(OLIVE_SILVER))
     toned = 1 + params.toning_share * (brown - 1)
     base = params.yellow_density * np.array(BASE_TINT)
-    tables: NDArray[np.float32] = (10 ** -(toned[:, None] * silver + base[:, None])).astype(np.float32)
-    return tables
+    return _filled((10 ** -(toned[:, None] * silver + base[:, None])).astype(np.float32))
 
 
-def table_index(root: Image) -> NDArray[np.intp]:
+def _filled(tables: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As long as OpenCV's look-up by 16-bit places wants them; `table_index` stays below what is added."""
+    filled = np.empty((len(tables), 65536), np.float32)
+    filled[:, : _STEPS + 1] = tables
+    filled[:, _STEPS + 1 :] = tables[:, -1:]
+    return filled
+
+
+def table_index(root: Image) -> NDArray[np.uint16]:
     """Places in `print_tables` or `fade_tables` of square roots of light, of any shape."""
     scaled = root * np.float32(_STEPS / _BRIGHTEST_ROOT)
     scaled += np.float32(0.5)
     np.clip(scaled, 0, _STEPS, out=scaled)
-    return scaled.astype(np.intp)
+    return scaled.astype(np.uint16)
 
 
 def apply_fade(image_lin: Image, params: FadeParams, scene: Scene, rng: Rng) -> Rendered:
@@ -187,7 +195,7 @@ def apply_tone(image_lin: Image, params: ToneParams, scene: Scene, rng: Rng) -> 
     target = black_and_white(light)
     np.maximum(light, np.float32(0), out=light)
     index = table_index(cv2.sqrt(light, light))
-    out: Image = cv2.merge([np.take(table, index) for table in print_tables(params)])
+    out: Image = cv2.merge([cv2.LUT(index, table) for table in print_tables(params)])
     return Rendered(out, target)
 
 

@@ -162,17 +162,15 @@ def _sample(flakes: Flakes, boxes: _Boxes, part: Indices, side: int) -> Values:
     cell_px = _CELL_SIDES_PX[level]
     shrink = np.float32(cell_px / _CELL_PX)
     grid = np.arange(side, dtype=np.float32) - np.float32(side // 2)
-    offset_x = np.tile(grid, side)[None]
-    offset_y = np.repeat(grid, side)[None]
     frac_x = (flakes.x[part] - np.floor(flakes.x[part]))[:, None]
     frac_y = (flakes.y[part] - np.floor(flakes.y[part]))[:, None]
     dir_x, dir_y = flakes.dir_x[part][:, None], flakes.dir_y[part][:, None]
     limit = np.float32(cell_px / 2 + 0.5)
 
     def mapped(of_x: Values, of_y: Values, origin: Values | np.float32) -> Values:
-        start = -frac_x * of_x - frac_y * of_y
-        values: Values = of_x * offset_x
-        values += of_y * offset_y + start
+        of_columns = of_x * (grid - frac_x)
+        of_rows = of_y * (grid - frac_y)
+        values: Values = (of_rows[:, :, None] + of_columns[:, None, :]).reshape(len(part), side * side)
         np.clip(values, -limit, limit, out=values)
         values += origin
         return values
