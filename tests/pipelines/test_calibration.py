@@ -90,3 +90,21 @@ def test_the_commands(make_config: MakeConfig, tmp_path: Path) -> None:
     told = call("plan", str(path))
     assert "from the calibration of 2 categories" in told and "GPU-hours 0.00; storage with bases" in told
     assert "ms a record" in call("calibrate", str(path), "--records", "1")
+
+
+def test_a_stage_on_gpus_costs_gpu_hours(make_config: MakeConfig) -> None:
+    """The scene stage is given half a GPU; what it occupies while it runs is predicted, per category."""
+    steps = {"foggy": "haze", "coded": "jpeg"}
+    recipes = [
+        {"name": name, "version": 1, "category": name, "variants": 1, "chain": [{"type": kind, "severity": 0.5}]}
+        for name, kind in steps.items()
+    ]
+    config = make_config(recipes=recipes, run={"stages": {"scene": {"gpus": 0.5}}})
+    found = calibrate(config, 6).categories
+    assert found["foggy"].gpu_seconds > 0.001 > found["coded"].gpu_seconds >= 0
+    planned = estimate(config, 2)
+    assert planned["calibrated"] == ["coded", "foggy"]
+    wanted = sum(12 * cost.gpu_seconds for cost in found.values())
+    assert planned["gpu_hours_left"] == pytest.approx(wanted / 3600, rel=0.01, abs=1e-6)
+    without = estimate(make_config(config.output, recipes=recipes), 2)
+    assert without["calibrated"] == [] and without["gpu_hours_left"] == 0, "other resources, other costs"
