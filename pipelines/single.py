@@ -41,6 +41,8 @@ def degrade_file(order: SingleOrder, output: Path, target: Path | None) -> dict[
     if order.kind not in BY_NAME and order.kind not in CHAIN_BY_NAME:
         known = f"{', '.join(sorted(BY_NAME))}; chains: {', '.join(sorted(CHAIN_BY_NAME))}"
         raise ValueError(f"--type {order.kind!r} is unknown; allowed: {known}")
+    if target is not None and target.resolve() == output.resolve():
+        raise ValueError(f"--output and --target name the same file, {output}")
     if not 0 <= order.severity <= 1:
         raise ValueError(f"--severity {order.severity} is outside 0..1")
     prepare_worker()

@@ -118,7 +118,7 @@ def _render(bench: _Bench, part: Part, record: PlannedRecord, recipe: Recipe) ->
         if record.partner is None:
             raise SampleError(
                 "no_partner",
-                f"no source of another group in split {part.split} to take as second image",
+                f"no source of another group in split {part.split}, role {recipe.second_role}, to take as second image",
                 Fate.REJECTED,
             )
         second = bench.base(record.partner)
