@@ -63,7 +63,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path, photos: d
     shutil.copytree(photo_folder / "a", folder / "photos")
     save_picture(np.ascontiguousarray(load_sample_image("china.jpg")[:300, :400]), folder / "photos" / "sky.png")
     (folder / "clips").mkdir()
-    write_clip(folder / "clips" / "pan.mp4", photos["astronaut"], 7)
+    lit = cv2.circle(photos["astronaut"].copy(), (90, 80), 12, (255, 255, 255), -1)  # a highlight, for its parameter
+    write_clip(folder / "clips" / "pan.mp4", lit, 7)
     said = {"licence": "CC0-1.0", "group": {"by": "file"}}
     recipes = _demo_recipes()
     blurred = {"name": "clip", "version": 1, "category": "clip", "variants": 1}
