@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_starting = threading.Lock()
 
 
 def run_within(timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
@@ -23,9 +24,15 @@ def run_within(timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
         future.cancel()  # where this thread was interrupted; no effect on a finished one
 
 
-@cache
 def _loop(pid: int) -> asyncio.AbstractEventLoop:
     """Started at first use; a forked process has no threads of its parent and starts its own."""
+    # A cached function may run twice where threads meet at its first call, and clients belong to one loop.
+    with _starting:
+        return _started(pid)
+
+
+@cache
+def _started(pid: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name=f"remote-{pid}", daemon=True).start()
     return loop
