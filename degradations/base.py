@@ -76,7 +76,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a degradation may know besides its input. All arrays but patterns share the size of the base.
+    """What a degradation may know besides its input. Arrays share the size of the base, but for second and patterns.
 
     `patterns` holds, by the kind of their bank, the patterns that were chosen for a record, at their own
     sizes. `base_size_px` (height, width) is filled in by `replay`.
