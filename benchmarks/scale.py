@@ -30,9 +30,11 @@ from pairforge.shards import Marker, ShardWriter
 from pairforge.snapshot import open_snapshot
 from pairforge.storage import open_storage
 from pipelines.bases import source_ref
+from pipelines.carry import Watchers
 from pipelines.plan import Part, render_settings
+from pipelines.publication import Outline
 from pipelines.ray_backend import RayBackend, start_embedded_ray
-from pipelines.run import Outline, Watchers, run
+from pipelines.run import run
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 

@@ -173,7 +173,9 @@ def run(
     from pairforge.snapshot import open_snapshot
     from pairforge.storage import open_storage
     from pipelines.attempts import AttemptLedger
-    from pipelines.run import Outline, Watchers, open_backend
+    from pipelines.carry import Watchers
+    from pipelines.publication import Outline
+    from pipelines.run import open_backend
     from pipelines.run import run as run_line
     from pipelines.telemetry import new_run_id, run_log
 
@@ -259,7 +261,7 @@ def status(
 ) -> None:
     """How far the latest run is; reads storage alone, so any machine can ask."""
     from pairforge.storage import open_storage
-    from pipelines.run import read_status
+    from pipelines.publication import read_status
 
     url = _load(Path(target)).output if target.endswith((".yaml", ".yml")) else target
     try:

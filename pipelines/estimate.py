@@ -15,7 +15,8 @@ from pairforge.storage import Storage, open_storage
 from pipelines.calibration import Calibration, CategoryCost, cost_settings, read_calibration, write_calibration
 from pipelines.catalog import Catalog
 from pipelines.plan import Part, count_sources, plan_parts, render_settings
-from pipelines.run import read_markers, stages_of
+from pipelines.publication import read_markers
+from pipelines.run import stages_of
 from pipelines.settings import RunConfig
 from pipelines.stages import StageCaller
 

@@ -24,8 +24,8 @@ from pairforge.snapshot import open_snapshot, publish, write_snapshot
 from pairforge.storage import Storage, open_storage
 from pipelines.catalog import split_of
 from pipelines.entries import PHOTO_SUFFIXES, Entry, list_entries
+from pipelines.publication import read_markers
 from pipelines.reading import read_source
-from pipelines.run import read_markers
 from pipelines.settings import Name, SplitFractions
 from pipelines.synthesis import pixel_versions
 

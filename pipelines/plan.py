@@ -64,6 +64,11 @@ class Part:
     def shard(self) -> ShardName:
         return ShardName(self.line, self.category, f"{self.split}-{self.number:06d}", self.fingerprint)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its sources."""
+        return sum({record.source.source_id: record.source.size_bytes for record in self.records}.values())
+
 
 @dataclass
 class _Stream:

@@ -320,8 +320,8 @@ class RunSettings(Frozen):
     catalog_batch_rows: int = Field(20_000, ge=1, le=1_000_000)
 
 
-class RunConfig(Frozen):
-    """A synthesis run: sources, recipes, and where the shards go."""
+class BaseConfig(Frozen):
+    """What the config of a run states whatever the line: sources, where the shards go, how the work is carried out."""
 
     name: Name
     output: str = Field(description="folder or s3:// URL of the dataset")
@@ -330,12 +330,18 @@ class RunConfig(Frozen):
     split: SplitFractions
     limits: Limits
     base: Normalisation
-    scene: SceneSettings = SceneSettings()
-    banks: dict[str, str] = Field({}, description="folder or s3:// URL of the bank of each kind that recipes use")
-    recipes: tuple[Recipe, ...] = Field(min_length=1)
     shards: ShardSettings
     exclusions: tuple[str, ...] = Field((), description="text files of keys that the snapshot leaves out")
     run: RunSettings = RunSettings()
+
+
+class RunConfig(BaseConfig):
+    """A synthesis run: what every config states, and the recipes."""
+
+    line: Literal["synthesis"] = Field("synthesis", description="clean photos are degraded")
+    scene: SceneSettings = SceneSettings()
+    banks: dict[str, str] = Field({}, description="folder or s3:// URL of the bank of each kind that recipes use")
+    recipes: tuple[Recipe, ...] = Field(min_length=1)
 
     @field_validator("recipes")
     @classmethod

@@ -20,10 +20,11 @@ from pairforge.records import InfraError
 from pairforge.shards import Marker
 from pairforge.storage import open_storage
 from pipelines.attempts import AttemptLedger
+from pipelines.carry import Watchers
 from pipelines.engine import Backend
 from pipelines.plan import Part, render_settings
 from pipelines.ray_backend import RayBackend, connect_ray
-from pipelines.run import RENDER, Watchers, run
+from pipelines.run import RENDER, run
 from pipelines.settings import RunConfig
 from pipelines.stages import Pool, Resources, Stage
 

@@ -18,7 +18,8 @@ import pytest
 
 from pipelines.engine import LocalBackend
 from pipelines.plan import render_settings
-from pipelines.run import read_status, run, stages_of
+from pipelines.publication import read_status
+from pipelines.run import run, stages_of
 from tests.conftest import config_of
 from tests.pipelines.test_run import hashes
 

@@ -21,8 +21,9 @@ from pipelines.attempts import AttemptLedger
 from pipelines.catalog import Catalog
 from pipelines.engine import Backend, LocalBackend
 from pipelines.plan import render_settings
+from pipelines.publication import read_status
 from pipelines.ray_backend import RayBackend
-from pipelines.run import RENDER, read_status, run, stages_of
+from pipelines.run import RENDER, run, stages_of
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 from tests.conftest import config_of

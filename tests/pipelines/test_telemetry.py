@@ -18,8 +18,9 @@ from pairforge.records import InfraError
 from pipelines.cli import _in_stages
 from pipelines.engine import Backend, LocalBackend, StageLoad, bottleneck
 from pipelines.plan import render_settings
+from pipelines.publication import read_status
 from pipelines.ray_backend import RayBackend
-from pipelines.run import RENDER, read_status, run
+from pipelines.run import RENDER, run
 from pipelines.settings import RunConfig
 from pipelines.stages import Stage
 from pipelines.telemetry import bound, bound_ids, new_run_id, note, run_log
