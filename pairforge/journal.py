@@ -119,10 +119,14 @@ class Partition:
         """Write down that the service refused the settings, which is free."""
         self._end(request, Usage(0.0), trouble="misconfigured", detail=detail)
 
+    def chosen(self, key: str, about: str) -> str | None:
+        """What was chosen for this record before, None where nothing was."""
+        with self._state:
+            return self._choices.get((key, about))
+
     def choose(self, key: str, about: str, value: str) -> str:
         """The value that this record goes on with: the first one ever written wins over `value`."""
-        with self._state:
-            known = self._choices.get((key, about))
+        known = self.chosen(key, about)
         if known is None:
             self._write(Choice(key=key, about=about, value=value))
             with self._state:

@@ -38,6 +38,10 @@ class InfraError(Exception):
     """Storage or machinery failed, not the data: the part is tried again, a bounded number of times."""
 
 
+class StopRunError(Exception):
+    """Machinery that a whole run hangs on is gone; the message says how to go on."""
+
+
 class DamagedError(ValueError):
     """A stored object is gone, or is not what was committed; the message names it."""
 
@@ -135,3 +139,48 @@ class Sample(Frozen):
     lq_sha256: str
     hq_sha256: str
     versions: Mapping[str, str]
+
+
+class Generation(Frozen):
+    """How the HQ side of a pair was made, and what was thought of it.
+
+    `attempts` are all that were made, in order: number, seed, instruction, outcome, scores and reasons; `chosen` is the
+    number of the one that is kept or was best, 0 where there is none; `generator` and `revision` are who made it.
+    `reply` is the stored answer that it was derived from by `size_rule`, None where there is none. `qc` are measured
+    values and the limits they were held against.
+    """
+
+    generator: str
+    revision: str
+    strategy: str
+    prompt: str
+    prompt_hash: str
+    wording_hash: str
+    writer: str
+    judge: str
+    judge_revision: str
+    rule: Mapping[str, Any]
+    attempts: tuple[Mapping[str, Any], ...]
+    chosen: int
+    corrections: tuple[str, ...]
+    reply: Asset | None
+    reply_mime: str
+    size_rule: Mapping[str, Any]
+    qc: Mapping[str, Any]
+
+
+class GeneratedSample(Sample):
+    """The JSON of one kept record of the ground-truth line: LQ is its base, HQ was generated.
+
+    `filters` are the values by which its source was selected, `level` its level of quality.
+    """
+
+    filters: Mapping[str, Any]
+    level: int
+    generation: Generation
+
+
+def parse_sample(data: bytes, name: str) -> Sample:
+    """The sample that stored JSON holds, of whichever line. Raises DamagedError."""
+    generated = b'"generation":' in data and b'"line":"ground_truth"' in data
+    return parse_stored(GeneratedSample if generated else Sample, data, name)

@@ -170,6 +170,14 @@ class Remote(Protocol):
         """The most tokens that the request may take, both ways."""
 
 
+def question_of(who: Mapping[str, Any], request: Request) -> str:
+    """SHA-256 of who is asked and of all that is asked."""
+    pictures = (request.picture,) if isinstance(request, EditRequest) else request.pictures
+    asked = {name: value for name, value in vars(request).items() if name not in ("picture", "pictures")}
+    hashes = [[picture.mime, hashlib.sha256(picture.data).hexdigest()] for picture in pictures]
+    return fingerprint({**who, "pictures": hashes, "asked": asked})
+
+
 class Settings:
     """What a client knows without its SDK: the part of `Remote` that is pure."""
 
@@ -189,17 +197,8 @@ class Settings:
         return f"{type(self).__name__}({self.endpoint.model!r})"
 
     def question(self, request: Request) -> str:
-        pictures = (request.picture,) if isinstance(request, EditRequest) else request.pictures
-        asked = {name: value for name, value in vars(request).items() if name not in ("picture", "pictures")}
-        return fingerprint(
-            {
-                "backend": self.endpoint.backend,
-                "model": self.endpoint.model,
-                "options": self.endpoint.options,
-                "pictures": [[picture.mime, hashlib.sha256(picture.data).hexdigest()] for picture in pictures],
-                "asked": asked,
-            }
-        )
+        asked = {name: getattr(self.endpoint, name) for name in ("backend", "model", "options")}
+        return question_of(asked, request)
 
     def reserve_usd(self, request: Request) -> float | None:
         prompt, answer = self._most_tokens(request)

@@ -53,9 +53,13 @@ ROW_SCHEMA = pa.schema(
         pa.field("hq_bytes", pa.int64()),
         pa.field("lq_sha256", pa.string()),
         pa.field("hq_sha256", pa.string()),
+        pa.field("generation", pa.string()),
     ]
 )
-"""One row for every planned record; the columns after `attribution` are null unless it was kept."""
+"""One row for every planned record; the columns after `attribution` are null unless it was kept.
+
+`generation` is JSON of `pairforge.records.Generation`, of rejected records too, where HQ was generated; else null.
+"""
 
 
 class Shard(Frozen):
@@ -293,6 +297,9 @@ def _read_table(storage: Storage, name: str, columns: list[str]) -> pa.Table:
     data = pa.BufferReader(storage.read(name))
     try:
         # Without threads: Arrow's pool may abort a process that ends right after a read.
-        return pq.ParquetFile(data).read(columns=columns, use_threads=False).select(columns)
+        table = pq.ParquetFile(data).read(columns=columns, use_threads=False)
+        if "generation" in columns and "generation" not in table.column_names:  # as of before there were any
+            table = table.append_column("generation", pa.nulls(len(table), pa.string()))
+        return table.select(columns)
     except (pa.ArrowException, KeyError, OSError) as error:
         raise DamagedError(f"{name} does not hold rows: {error}") from error

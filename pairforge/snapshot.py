@@ -22,7 +22,7 @@ from pairforge.config import canonical_json
 from pairforge.failpoints import failpoint
 from pairforge.image import decode_png
 from pairforge.manifest import DESCRIPTIONS, Manifest, Pointer, content_of
-from pairforge.records import SCHEMA_VERSION, DamagedError, Fate, InfraError, Sample, parse_stored
+from pairforge.records import SCHEMA_VERSION, DamagedError, Fate, InfraError, parse_sample, parse_stored
 from pairforge.shards import ROW_SCHEMA, Marker, Shard, read_rows, read_shard, sample_json
 from pairforge.storage import Storage, open_storage
 
@@ -389,7 +389,7 @@ def _sample_faults(
 
 def _json_faults(shard: Shard, key: str, files: Mapping[str, bytes], row: Mapping[str, Any]) -> Iterator[str]:
     try:
-        sample = parse_stored(Sample, files["json"], f"{key}.json")
+        sample = parse_sample(files["json"], f"{key}.json")
     except DamagedError as error:
         yield str(error)
         return

@@ -5,7 +5,7 @@ so that a record can be replayed without the bank.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,16 +18,28 @@ from degradations.banks import GENERATORS
 from degradations.base import Pattern
 from degradations.moire_bank import diversity
 from pairforge.config import canonical_json
+from pairforge.config_words import near
 from pairforge.decode import DecodeLimits, decode_source
-from pairforge.image import encode_png
-from pairforge.records import DamagedError, Frozen, SampleError, parse_stored
+from pairforge.image import Pixels, encode_png
+from pairforge.records import DamagedError, Fate, Frozen, SampleError, parse_stored
 from pairforge.storage import Storage, open_storage
 from pipelines.engine import Backend, Engine, EngineSettings
+from pipelines.settings import BANK_KINDS
 from pipelines.stages import Stage
 
 BANK_FILE = "bank.json"
 _PATTERNS_A_CALL = 8
 _LIMITS = DecodeLimits(max_bytes=10**9, max_pixels=10**8, max_side=20_000, min_side=16)
+_PINS = "banks/"
+"""Below a dataset: the banks that its records were drawn from."""
+_THUMB_PX = 96
+_LEAST_SPREAD = 0.5
+"""Codes that a reduced picture must vary by, else it is flat."""
+_ON_BLACK = ("flare", "rain")
+"""Kinds whose patterns are light on black. Haze may fill a frame, and moiré lies around grey."""
+_MOST_DARK_CODE, _MOST_MIDDLE_CODE = 64, 128
+"""On black: the brightest channel is no brighter in a tenth, and in a half, of the picture."""
+_MOST_NAMED = 5
 
 
 class BankEntry(Frozen):
@@ -73,13 +85,38 @@ class BankOrder:
         return f"patterns/{self.kind}-g{generator.version}-s{self.seed}-{index:05d}.png"
 
 
-def pin_bank(kind: str, url: str) -> BankRef:
-    """The bank at `url` as it is now. Raises ValueError where there is none of this kind."""
-    data = _read_list(url)
+def pin_bank(kind: str, url: str, dataset: Storage | None = None) -> BankRef:
+    """The bank at `url` as it is now; where it is gone, as the dataset last knew it, for what was made already.
+
+    Raises ValueError where there is none of this kind.
+    """
+    try:
+        data = _read_list(url)
+    except ValueError:
+        kept = _kept_pin(dataset, kind, url) if dataset else None
+        if kept is None:
+            raise
+        return kept
     bank = parse_stored(Bank, data, f"{url}/{BANK_FILE}")
     if bank.kind != kind:
         raise ValueError(f"{url} holds a bank of {bank.kind} patterns; {kind} patterns are wanted here")
     return BankRef(kind=kind, url=url, sha256=hashlib.sha256(data).hexdigest())
+
+
+def keep_pins(dataset: Storage, pins: Iterable[BankRef]) -> None:
+    """Note which banks a dataset is made from, so that a finished one can be planned again without them."""
+    for pin in pins:
+        if _kept_pin(dataset, pin.kind, pin.url) != pin:
+            dataset.write(f"{_PINS}{pin.kind}.json", canonical_json(pin).encode())
+
+
+def _kept_pin(dataset: Storage, kind: str, url: str) -> BankRef | None:
+    name = f"{_PINS}{kind}.json"
+    try:
+        kept = parse_stored(BankRef, dataset.read(name), dataset.url(name))
+    except FileNotFoundError:
+        return None
+    return kept if (kept.kind, kept.url) == (kind, url) else None
 
 
 def open_bank(url: str) -> Bank:
@@ -96,8 +133,11 @@ def _read_list(url: str) -> bytes:
 
 @cache
 def read_bank(ref: BankRef) -> Bank:
-    """A pinned bank. Raises DamagedError where it has changed since."""
-    data = open_storage(ref.url).read(BANK_FILE)
+    """A pinned bank. Raises DamagedError where it has changed since, or is gone."""
+    try:
+        data = open_storage(ref.url).read(BANK_FILE)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{ref.url}/{BANK_FILE} is gone, and there are records left to make with it") from error
     if hashlib.sha256(data).hexdigest() != ref.sha256:
         raise DamagedError(f"{ref.url}/{BANK_FILE} has changed since the run was planned")
     return parse_stored(Bank, data, f"{ref.url}/{BANK_FILE}")
@@ -168,8 +208,10 @@ def build_bank(
 def import_bank(kind: str, folder: Path, url: str, licence: str, attribution: str) -> tuple[Bank, Mapping[str, str]]:
     """A bank of the pictures below `folder`, and why each of those left out was.
 
-    Raises ValueError where none is usable.
+    Raises ValueError for an unknown kind, and where no picture is usable.
     """
+    if kind not in BANK_KINDS:
+        raise ValueError(f"no step takes {kind!r} patterns{near(kind, BANK_KINDS)} (allowed: {', '.join(BANK_KINDS)})")
     storage = open_storage(url)
     _refuse_other_kind(storage, kind)
     origins: dict[str, str] = {}
@@ -178,16 +220,34 @@ def import_bank(kind: str, folder: Path, url: str, licence: str, attribution: st
         relative = path.relative_to(folder).as_posix()
         try:
             pixels, _ = decode_source(path.read_bytes(), _LIMITS)
-        except SampleError as refusal:
-            refused[relative] = str(refusal)
+            _check_pattern(kind, pixels)
+        except (SampleError, OSError) as refusal:
+            refused[relative] = getattr(refusal, "strerror", None) or str(refusal)
             continue
         png = encode_png(pixels)
         name = f"patterns/{kind}-{hashlib.sha256(png).hexdigest()[:24]}.png"
         storage.write(name, png)
         origins.setdefault(name, relative)
     if not origins:
-        raise ValueError(f"{folder} holds no usable picture" + "".join(f"; {n}: {why}" for n, why in refused.items()))
+        named = "".join(f"; {name}: {why}" for name, why in list(refused.items())[:_MOST_NAMED])
+        more = f"; and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
+        raise ValueError(f"{folder} holds no usable picture{named}{more}")
     return _write_bank(storage, kind, licence, attribution, origins), refused
+
+
+def _check_pattern(kind: str, pixels: Pixels) -> None:
+    """Raises SampleError for a picture that is plainly no pattern of this kind."""
+    thumb = cv2.resize(pixels, (_THUMB_PX, _THUMB_PX), interpolation=cv2.INTER_AREA)
+    if float(thumb.std(axis=(0, 1)).max()) < _LEAST_SPREAD:
+        raise SampleError("flat", "one colour all over holds no pattern", Fate.REJECTED)
+    dark, middle = np.quantile(thumb.max(axis=2), (0.1, 0.5)).tolist()
+    if kind in _ON_BLACK and (dark > _MOST_DARK_CODE or middle > _MOST_MIDDLE_CODE):
+        raise SampleError(
+            "not_on_black",
+            f"{kind} is light on black, but a tenth of it is no darker than code {dark:.0f} (allowed: "
+            f"{_MOST_DARK_CODE}), and half of it than {middle:.0f} (allowed: {_MOST_MIDDLE_CODE})",
+            Fate.REJECTED,
+        )
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

@@ -50,10 +50,20 @@ def load_base(storage: Storage, row: CatalogRow, rule: Normalisation, folder: st
     stored = _stored(storage, name, row, rule)
     if stored is not None:
         return stored
+    return _store(storage, name, row, rule, _decoded(row, folder))
+
+
+def cut_source(row: CatalogRow, rule: Normalisation, folder: str = "") -> Pixels:
+    """The pixels that a base of a photo would have, without storing it. Raises SampleError as `load_base`."""
+    pixels, _, _ = normalise(_decoded(row, folder), rule)
+    return pixels
+
+
+def _decoded(row: CatalogRow, folder: str) -> Pixels:
     data = read_source(row.uri, row.locator, at_most=row.size_bytes + 1, folder=folder)
     _check_unchanged(row, hashlib.sha256(data).hexdigest())
     pixels, _ = decode_source(data, _UNLIMITED)
-    return _store(storage, name, row, rule, pixels)
+    return pixels
 
 
 def load_frames(

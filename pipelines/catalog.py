@@ -25,7 +25,7 @@ from pairforge.decode import check_size, decode_source, probe
 from pairforge.records import Fate, InfraError, SampleError
 from pairforge.storage import Storage
 from pipelines.reading import count_frames, hash_file, local_copy, read_source
-from pipelines.settings import AnySources, Limits, PackageSources, RunConfig, Split, SplitFractions, VideoSources
+from pipelines.settings import AnySources, BaseConfig, Limits, PackageSources, Split, SplitFractions, VideoSources
 from pipelines.sources import Found, list_sources
 
 USABLE, REMOVED = "usable", "removed"
@@ -109,11 +109,11 @@ class Catalog:
     """The batches below `catalog/` of a dataset."""
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        self.storage = storage
 
     def batches(self) -> list[str]:
         """Names of the committed batches, in order. Raises InfraError where one is missing."""
-        names = [entry.name for entry in self._storage.list("catalog/") if entry.name.endswith(".parquet")]
+        names = [entry.name for entry in self.storage.list("catalog/") if entry.name.endswith(".parquet")]
         expected = [_batch_name(number) for number in range(len(names))]
         if names != expected:
             raise InfraError(f"catalog batches are not numbered without gaps: {names}")
@@ -122,7 +122,7 @@ class Catalog:
     def read_batches(self) -> Iterator[list[CatalogRow]]:
         """Rows in catalog order, a bounded list at a time: a row group, which does not depend on the reader."""
         for name in self.batches():
-            file = pq.ParquetFile(io.BytesIO(self._storage.read(name)), read_dictionary=_REPETITIVE)
+            file = pq.ParquetFile(io.BytesIO(self.storage.read(name)), read_dictionary=_REPETITIVE)
             for group_index in range(file.num_row_groups):
                 batches = file.read_row_group(group_index, use_threads=False).to_batches()
                 yield list(chain.from_iterable(map(_rows_of, batches)))
@@ -130,7 +130,7 @@ class Catalog:
     def _read_columns(self, *columns: str) -> Iterator[pa.Table]:
         for name in self.batches():
             # Without threads, here and below: Arrow's pool may abort a process that ends right after a read.
-            file = pq.ParquetFile(io.BytesIO(self._storage.read(name)))
+            file = pq.ParquetFile(io.BytesIO(self.storage.read(name)))
             yield file.read(columns=list(columns), use_threads=False).select(list(columns))
 
     def append(self, rows: Sequence[CatalogRow], number: int | None = None) -> None:
@@ -147,7 +147,7 @@ class Catalog:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", row_group_size=_ROWS_AT_A_TIME)
         name = _batch_name(len(self.batches()) if number is None else number)
-        if not self._storage.put_if_absent(name, buffer.getvalue()):
+        if not self.storage.put_if_absent(name, buffer.getvalue()):
             raise InfraError(f"another run is adding to this catalog: it wrote {name} first; run again to go on")
 
     def removed(self) -> frozenset[str]:
@@ -190,7 +190,7 @@ class Catalog:
         seen = usable + sum(count for name, count in fates.items() if not name.startswith(REMOVED))
         return {"seen": seen, "usable": usable - gone, **dict(sorted(fates.items()))}
 
-    def scan(self, config: RunConfig) -> int:
+    def scan(self, config: BaseConfig) -> int:
         """List all sources, look at those not seen before, commit them in batches; the number of new rows.
 
         Raises ValueError when limits, splits or what is said of a set of sources differ from those this
@@ -220,7 +220,7 @@ class Catalog:
                 added, number = added + len(rows), number + 1
         return added
 
-    def _pin_settings(self, config: RunConfig) -> None:
+    def _pin_settings(self, config: BaseConfig) -> None:
         """Keep what placed the rows of this catalog; sets of sources may be added."""
         stated = _placement(config)
         while True:
@@ -232,17 +232,17 @@ class Catalog:
             for name in ("split", "limits"):
                 _check_pinned(name, held[name], stated[name])
             pinned = canonical_json(held).encode()
-            if pinned == stored or self._storage.compare_and_swap(_SETTINGS, stored, pinned):
+            if pinned == stored or self.storage.compare_and_swap(_SETTINGS, stored, pinned):
                 return
 
     def _read_settings(self) -> bytes | None:
         try:
-            return self._storage.read(_SETTINGS)
+            return self.storage.read(_SETTINGS)
         except FileNotFoundError:
             return None
 
 
-def _placement(config: RunConfig) -> dict[str, Any]:
+def _placement(config: BaseConfig) -> dict[str, Any]:
     """All of a config that rows follow, by set of sources where it belongs to one."""
     sets: dict[str, Any] = {}
     where = ("kind", "url", "uri_column", "bytes_column")
@@ -293,7 +293,7 @@ def _once(row: CatalogRow, seen_ids: _Seen) -> CatalogRow:
     return row._replace(fate=Fate.REJECTED.value, reason="duplicate", detail=detail)
 
 
-def examine(found: Found, spec: AnySources, config: RunConfig) -> CatalogRow:
+def examine(found: Found, spec: AnySources, config: BaseConfig) -> CatalogRow:
     """Read one listed source as far as its header, and say whether it can be used."""
     row = CatalogRow(
         source_id="",

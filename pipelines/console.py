@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from pairforge.config import ConfigError
-from pairforge.records import DamagedError, InfraError, SampleError, TooManyFailedError
+from pairforge.records import DamagedError, InfraError, SampleError, StopRunError, TooManyFailedError
 
 BUG, USAGE, FLAWED, STOPPED, UNVERIFIED, INFRA, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 PIPE_CLOSED, TERMINATED = 141, 143
@@ -64,6 +64,12 @@ def print_table(title: str, fields: Sequence[str], rows: Sequence[Mapping[str, A
         first, *others = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         cells = [first, *(cell.strip().rjust(len(cell)) for cell in others)]
         out.print(escape("  ".join(cells)), style="bold" if place == 0 else None)
+
+
+def print_summary(snapshot: Any) -> None:
+    """What a snapshot holds, by category."""
+    fields = ("category", "planned", "kept", "rejected", "failed", "bytes")
+    print_table(f"snapshot {snapshot.manifest.id} of {snapshot.manifest.name}", fields, snapshot.summary())
 
 
 def _cell(name: str, value: Any) -> str:
@@ -145,7 +151,7 @@ def _explain(error: BaseException) -> int:
             return _complain(str(error), STOPPED)
         case DamagedError():
             return _complain(str(error), UNVERIFIED)
-        case InfraError():
+        case InfraError() | StopRunError():
             return _complain(f"storage or machinery failed: {error}", INFRA)
         case ConfigError() | ValueError() | SampleError() | ImportError():
             return _complain(str(error), USAGE)

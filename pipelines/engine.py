@@ -17,12 +17,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
-from pairforge.records import Frozen, InfraError
+from pairforge.records import Frozen, InfraError, StopRunError
+from pairforge.remote_base import BackendMisconfigured
 from pairforge.rng import rng_for
 from pipelines.stages import Stage, StageBugError, StageCaller
 from pipelines.telemetry import bound_ids, call_failed, note, stage_load
 
 W = TypeVar("W")
+
+STOPS = (BackendMisconfigured, StopRunError)
+"""What a stage raises where no other part would fare better, and nothing is wrong with the code."""
 
 
 class EngineSettings(Frozen):
@@ -115,6 +119,8 @@ class LocalBackend:
             result = self._made[index](work, ids)
         except InfraError as fault:
             return [Done(ticket, None, fault)]
+        except STOPS as error:
+            raise error
         except Exception as error:
             raise StageBugError(f"in stage {self.stages[index].name}: {type(error).__name__}: {error}") from error
         self._finished[index] += 1

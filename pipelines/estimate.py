@@ -212,9 +212,9 @@ def _total(values: Iterator[Any]) -> Any:
 
 @contextmanager
 def _scratch_copy(output: Storage) -> Iterator[Storage]:
-    """A throw-away dataset that starts with the catalog of the real one."""
+    """A throw-away dataset that starts with the catalog and the retries of the real one."""
     with tempfile.TemporaryDirectory(prefix="pairforge-plan-") as folder:
         scratch = open_storage(folder)
-        for entry in output.list("catalog/"):
+        for entry in (*output.list("catalog/"), *output.list("runs/retries.json")):
             scratch.write(entry.name, output.read(entry.name))
         yield scratch

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from pairforge.config import canonical_json, fingerprint
+from pairforge.config import canonical_json, faults_of, fingerprint
 from pairforge.decode import DecodeLimits, decode_source
 from pairforge.image import Pixels, encode_png
 from pairforge.manifest import Manifest
@@ -45,6 +45,18 @@ class ImportSettings(Frozen):
     attribution: str
     splits: SplitFractions
     records_per_shard: Annotated[int, Field(ge=1, le=100_000)]
+
+
+def import_settings(options: Mapping[str, Any]) -> ImportSettings:
+    """Settings of what the command was given, by name. Raises ValueError that names every wrong option."""
+    try:
+        return ImportSettings.model_validate(options)
+    except ValidationError as error:
+        told = [
+            f"--{fault.key.rpartition('.')[2].replace('_', '-')}: {fault.message}"
+            for fault in faults_of(error, ImportSettings)
+        ]
+        raise ValueError("; ".join(told)) from error
 
 
 @dataclass(frozen=True)

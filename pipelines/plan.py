@@ -25,6 +25,7 @@ from pairforge.rng import rng_for
 from pairforge.shards import ShardName
 from pipelines.banks import BankRef, pin_bank
 from pipelines.catalog import USABLE, Catalog, CatalogRow
+from pipelines.retries import Retries, read_retries, with_retries
 from pipelines.scene_settings import SceneSettings
 from pipelines.settings import Normalisation, Recipe, RunConfig
 
@@ -48,7 +49,8 @@ class PlannedRecord(NamedTuple):
 class Part:
     """A fixed list of records that becomes one shard; `sealed` once no later source can join it.
 
-    `refused` is filled by the scene stage: by name of a scene asset, reason and detail of why it cannot be made.
+    `content` is the fingerprint before retries. `refused` is filled by the scene stage: by name of a scene asset,
+    reason and detail of why it cannot be made.
     """
 
     line: str
@@ -57,6 +59,7 @@ class Part:
     number: int
     sealed: bool
     records: tuple[PlannedRecord, ...]
+    content: str
     fingerprint: str
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -145,6 +148,7 @@ def count_sources(config: RunConfig, catalog: Catalog) -> dict[str, int]:
 def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
     """All parts in a stable order, holding one open part per category and split in memory."""
     settings = render_settings(config)
+    retries = read_retries(catalog.storage)
     removed = catalog.removed()
     headers = {recipe.category: _header(settings, recipe.category) for recipe in config.recipes}
     tasks = [_Task(recipe, "frames" in recipe.needs(), "second" in recipe.needs()) for recipe in config.recipes]
@@ -155,7 +159,7 @@ def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
         _refill_pool(pool, usable)
         drawn = [_draw_partners(config.seed, task, usable) for task in tasks]
         for place, row in enumerate(usable):
-            identity = _identity(row)
+            identity = source_identity(row)
             for task, draws in zip(tasks, drawn, strict=True):
                 if not _serves(task, row):
                     continue
@@ -168,9 +172,9 @@ def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
                         _add_record(stream, config.seed, recipe, row, identity, variant, partner)
                     stream.slots += 1
                     if stream.slots == config.shards.records_per_shard:
-                        yield from _close(stream, recipe.category, row.split, headers, True)
+                        yield from _close(stream, recipe.category, row.split, headers, retries, True)
     for (category, split), stream in streams.items():
-        yield from _close(stream, category, split, headers, False)
+        yield from _close(stream, category, split, headers, retries, False)
 
 
 def _serves(task: _Task, row: CatalogRow) -> bool:
@@ -233,14 +237,18 @@ def _add_record(
         start = int(rng.integers(0, row.frames - row.window_frames + 1))
     key = f"{recipe.name}-{row.source_id}-v{variant}"
     stream.records.append(PlannedRecord(key, recipe.name, variant, row, partner, start))
-    stream.lines.append(f"{key}\t{identity}\t{start}\t{_identity(partner) if partner else '-'}")
+    stream.lines.append(f"{key}\t{identity}\t{start}\t{source_identity(partner) if partner else '-'}")
 
 
-def _close(stream: _Stream, category: str, split: str, headers: Mapping[str, bytes], sealed: bool) -> Iterator[Part]:
+def _close(
+    stream: _Stream, category: str, split: str, headers: Mapping[str, bytes], retries: Retries, sealed: bool
+) -> Iterator[Part]:
     if stream.records:
         digest = hashlib.sha256(headers[category])
         digest.update("\n".join(["", *stream.lines]).encode())
-        yield Part(LINE, category, split, stream.number, sealed, tuple(stream.records), digest.hexdigest())
+        content = digest.hexdigest()
+        fingerprint = with_retries(content, retries)
+        yield Part(LINE, category, split, stream.number, sealed, tuple(stream.records), content, fingerprint)
     stream.number, stream.slots, stream.records, stream.lines = stream.number + 1, 0, [], []
 
 
@@ -266,6 +274,6 @@ def _header(settings: RenderSettings, category: str) -> bytes:
     ).encode()
 
 
-def _identity(row: CatalogRow) -> str:
+def source_identity(row: CatalogRow) -> str:
     """What of a source reaches the bytes of a shard."""
     return "\t".join((row.sha256, row.uri, row.group, row.licence, row.attribution, str(row.window_frames), row.role))

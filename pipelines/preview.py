@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,8 +10,8 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from pairforge.image import Pixels, Plane, decode_png
-from pairforge.records import Fate, Sample, Step, parse_stored
+from pairforge.image import Pixels, Plane, decode_png, save_picture
+from pairforge.records import Fate, Sample, Step, parse_sample
 from pairforge.shards import Shard, read_rows, read_shard
 from pairforge.snapshot import Snapshot
 
@@ -56,6 +57,14 @@ _MOST_PIXELS = 150_000_000
 _INK, _FAINT, _PAPER, _FRAME = (235, 235, 235), (165, 165, 170), (24, 24, 26), (255, 214, 10)
 
 
+def save_sheet(
+    snapshot: Snapshot, output: Path, categories: Sequence[str] | None, per_category: int, columns: int, thumb_px: int
+) -> None:
+    """Write the contact sheet of a snapshot as PNG or JPEG."""
+    title = f"{snapshot.manifest.name}, snapshot {snapshot.manifest.id}"
+    save_picture(contact_sheet(pick_samples(snapshot, categories, per_category), columns, thumb_px, title), output)
+
+
 def pick_samples(
     snapshot: Snapshot, categories: Sequence[str] | None, per_category: int
 ) -> Iterator[tuple[Sample, Pixels, Pixels]]:
@@ -95,7 +104,7 @@ def _read(snapshot: Snapshot, tar_name: str, keys: set[str]) -> Iterator[tuple[S
     for key, files in read_shard(snapshot.storage, tar_name):
         if key in left:
             left.remove(key)
-            sample = parse_stored(Sample, files["json"], f"{tar_name}: {key}.json")
+            sample = parse_sample(files["json"], f"{tar_name}: {key}.json")
             yield sample, decode_png(files["lq.png"]), decode_png(files["hq.png"])
         if not left:
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pairforge.records import InfraError
-from pipelines.engine import Done, StageLoad
+from pipelines.engine import STOPS, Done, StageLoad
 from pipelines.stages import Resources, Stage, StageBugError, StageCaller
 from pipelines.telemetry import log_in_worker
 
@@ -310,6 +310,8 @@ class RayBackend:
             runner.collect(reference)
             if isinstance(error.cause, InfraError):
                 return Done(ticket, None, error.cause)
+            if isinstance(error.cause, STOPS):
+                raise error.cause from None
             if isinstance(error.cause, (ray_errors.ObjectLostError, ray_errors.ObjectFetchTimedOutError)):
                 # The node that held the descriptor died before this stage read it.
                 return Done(ticket, None, InfraError(f"a descriptor was lost: {type(error.cause).__name__}"))

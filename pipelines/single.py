@@ -9,8 +9,9 @@ from degradations.catalog import BY_NAME, replay
 from degradations.chains import CHAIN_BY_NAME
 from degradations.scene.depth import GeometricDepth
 from degradations.scene.segments import SlicSegments
+from pairforge.config_words import near
 from pairforge.decode import DecodeLimits, decode_source
-from pairforge.image import Pixels, prepare_worker, save_picture, to_pixels
+from pairforge.image import Pixels, check_picture_path, prepare_worker, save_picture, to_pixels
 from pairforge.records import SampleError, Step
 from pairforge.rng import rng_for
 from pipelines.banks import decode_pattern, open_bank, read_pattern_png
@@ -18,6 +19,8 @@ from pipelines.drawing import draw_choice, patterns_taken
 from pipelines.scenes import enlarge, facts_of, needs_of
 
 _LIMITS = DecodeLimits(max_bytes=10**9, max_pixels=150_000_000, max_side=32_000, min_side=16)
+_LOSSLESS = (".png", ".webp")
+"""As `save_picture` writes them."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,9 @@ def degrade_file(order: SingleOrder, output: Path, target: Path | None) -> dict[
     """Write the degraded photo (and what HQ would be); return its steps and what was realised.
 
     Depth and segments are the weight-free guesses. Raises ValueError for an unknown degradation, one that needs a
-    clip, or a second image or bank that is missing or not needed.
+    clip, a second image or bank that is missing or not needed, and a file that would not keep pixels as they are.
     """
-    if order.kind not in BY_NAME and order.kind not in CHAIN_BY_NAME:
-        known = f"{', '.join(sorted(BY_NAME))}; chains: {', '.join(sorted(CHAIN_BY_NAME))}"
-        raise ValueError(f"--type {order.kind!r} is unknown; allowed: {known}")
-    if target is not None and target.resolve() == output.resolve():
-        raise ValueError(f"--output and --target name the same file, {output}")
-    if not 0 <= order.severity <= 1:
-        raise ValueError(f"--severity {order.severity} is outside 0..1")
+    _check(order, output, target)
     prepare_worker()
     steps = draw_choice(order.kind, order.severity, order.seed, (order.kind,))
     needs = needs_of(steps)
@@ -75,6 +72,20 @@ def degrade_file(order: SingleOrder, output: Path, target: Path | None) -> dict[
         "scene": {need: facts_of(held) for need, held in maps.items()},
         "realised": rendered.realised,
     }
+
+
+def _check(order: SingleOrder, output: Path, target: Path | None) -> None:
+    if order.kind not in BY_NAME and order.kind not in CHAIN_BY_NAME:
+        near_it = near(order.kind, [*BY_NAME, *CHAIN_BY_NAME])
+        known = f"{', '.join(sorted(BY_NAME))}; chains: {', '.join(sorted(CHAIN_BY_NAME))}"
+        raise ValueError(f"--type {order.kind!r} is unknown{near_it}; allowed: {known}")
+    for option, path in (("--output", output), ("--target", target)):
+        if path is not None and check_picture_path(path).suffix.lower() not in _LOSSLESS:
+            raise ValueError(f"{option} {path}: JPEG would change the pixels that were made; allowed: .png and .webp")
+    if target is not None and target.resolve() == output.resolve():
+        raise ValueError(f"--output and --target name the same file, {output}")
+    if not 0 <= order.severity <= 1:
+        raise ValueError(f"--severity {order.severity} is outside 0..1")
 
 
 def _patterns(order: SingleOrder, steps: tuple[Step, ...]) -> dict[str, tuple[Pattern, ...]]:

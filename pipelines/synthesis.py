@@ -220,7 +220,7 @@ def replay_sample(storage: Storage, files: Mapping[str, bytes]) -> tuple[Pixels,
     prepare_worker()
     sample = parse_stored(Sample, files["json"], "the sample's JSON")
     base = decode_png(files.get("base.png", files["hq.png"]))
-    held = {asset.role: _read_asset(storage, asset) for asset in sample.assets}
+    held = {asset.role: read_asset(storage, asset) for asset in sample.assets}
     views: dict[str, Any] = {
         need: replay_scene_map(sample.scene[need], need, held[need], base) for need in PROVIDED if need in held
     }
@@ -243,7 +243,7 @@ def _numbered(held: Mapping[str, bytes], prefix: str) -> list[bytes]:
     return [found[number] for number in sorted((n for n in found if n.isdecimal()), key=int)]
 
 
-def _read_asset(storage: Storage, asset: Asset) -> bytes:
+def read_asset(storage: Storage, asset: Asset) -> bytes:
     try:
         data = storage.read(asset.name)
     except FileNotFoundError as error:

@@ -15,7 +15,7 @@ from pairforge.records import DamagedError, TooManyFailedError
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines import cli, console
-from pipelines.banks import BANK_FILE, BankOrder, build_bank, import_bank, open_bank, pin_bank, read_bank
+from pipelines.banks import BANK_FILE, BankOrder, build_bank, import_bank, keep_pins, open_bank, pin_bank, read_bank
 from pipelines.catalog import Catalog
 from pipelines.engine import Backend, LocalBackend
 from pipelines.plan import plan_parts, render_settings
@@ -112,6 +112,25 @@ def test_a_bank_that_changed_since_the_plan_is_named(banks: Path, tmp_path: Path
         read_bank(ref)
 
 
+def test_a_dataset_remembers_the_bank_it_was_made_from(banks: Path, tmp_path: Path) -> None:
+    shutil.copytree(banks / "rain", tmp_path / "rain")
+    url, dataset = str(tmp_path / "rain"), open_storage(str(tmp_path / "out"))
+    pin = pin_bank("rain", url, dataset)
+    keep_pins(dataset, [pin])
+    shutil.rmtree(url)
+    assert pin_bank("rain", url, dataset) == pin
+    with pytest.raises(ValueError, match="holds no bank"):
+        pin_bank("rain", url)
+    with pytest.raises(ValueError, match="holds no bank"):
+        pin_bank("rain", f"{url}2", dataset)
+    read_bank.cache_clear()
+    with pytest.raises(DamagedError, match=r"bank\.json is gone, and there are records left to make"):
+        read_bank(pin)
+    shutil.copytree(banks / "haze", url)
+    with pytest.raises(ValueError, match="holds a bank of haze patterns; rain patterns are wanted"):
+        pin_bank("rain", url, dataset)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -136,11 +155,13 @@ def test_pictures_become_a_bank_and_bad_ones_are_named(tmp_path: Path, photo_fol
     shutil.copytree(photo_folder, folder)
     (folder / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
     shutil.copy(next((folder / "b").glob("*.png")), folder / "twice.png")
-    bank, refused = import_bank("rain", folder, str(tmp_path / "bank"), "CC0-1.0", "us")
+    bank, refused = import_bank("haze", folder, str(tmp_path / "bank"), "CC0-1.0", "us")
     assert len(bank.entries) == 12, "equal pictures count once"
     assert list(refused) == ["a/broken.png"]
-    with pytest.raises(ValueError, match="holds a bank of rain patterns; choose another place"):
-        import_bank("haze", folder, str(tmp_path / "bank"), "CC0-1.0", "us")
+    with pytest.raises(ValueError, match="holds a bank of haze patterns; choose another place"):
+        import_bank("moire", folder, str(tmp_path / "bank"), "CC0-1.0", "us")
+    with pytest.raises(ValueError, match=r"no step takes 'hase' patterns; did you mean 'haze'\? \(allowed: flare"):
+        import_bank("hase", folder, str(tmp_path / "new"), "CC0-1.0", "us")
     with pytest.raises(ValueError, match="holds no usable picture"):
         (tmp_path / "empty").mkdir()
         import_bank("haze", tmp_path / "empty", str(tmp_path / "new"), "CC0-1.0", "us")
@@ -164,15 +185,42 @@ def test_the_commands(tmp_path: Path, photo_folder: Path, capsys: pytest.Capture
     assert code == 2 and "takes no --bank" in said
     code, _, said = call("bank", "build", "sand", "-o", tmp_path / "sand", "--local")
     assert code == 2 and "'sand' patterns cannot be built; allowed: flare, haze, moire, rain" in said
-    code, _, said = call("bank", "import", "rain", photo_folder, "-o", tmp_path / "rain", "--licence", "CC0-1.0")
+    code, _, said = call("bank", "import", "haze", photo_folder, "-o", tmp_path / "haze", "--licence", "CC0-1.0")
     assert code == 0
+
+
+def test_one_flat_picture_does_not_end_an_import(
+    banks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "captures"
+    shutil.copytree(banks / "moire" / "patterns", folder)
+    assert cv2.imwrite(str(folder / "black.png"), np.zeros((64, 64, 3), np.uint8))
+    assert cv2.imwrite(str(folder / "grey.png"), np.full((64, 64, 3), 128, np.uint8))
+    arguments = ["bank", "import", "moire", str(folder), "-o", str(tmp_path / "moire"), "--licence", "CC0-1.0"]
+    assert console.guarded(lambda: cli.app(arguments, "pairforge")) == console.FLAWED
+    said = capsys.readouterr()
+    assert "3 moire patterns" in said.out
+    for name in ("black.png", "grey.png"):
+        assert f"left out {name}: flat: one colour all over holds no pattern" in said.err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_that_are_no_patterns_are_refused(banks: Path, tmp_path: Path, photo_folder: Path, kind: str) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(banks / kind / "patterns", folder)
+    for name in ("astronaut", "coffee", "chelsea"):
+        shutil.copy(next(photo_folder.rglob(f"{name}*.png")), folder)
+    bank, refused = import_bank(kind, folder, str(tmp_path / "bank"), "CC0-1.0", "us")
+    on_black = kind in ("flare", "rain")
+    assert len(bank.entries) == (3 if on_black else 6), "what generators make is accepted"
+    assert all("light on black" in why for why in refused.values()) and len(refused) == (3 if on_black else 0)
 
 
 def test_a_bank_in_use_grows_and_is_not_replaced(banks: Path, tmp_path: Path, photo_folder: Path) -> None:
     url = str(tmp_path / "bank")
-    import_bank("flare", photo_folder, url, "CC0-1.0", "us")
+    import_bank("haze", photo_folder, url, "CC0-1.0", "us")
     with pytest.raises(ValueError, match="holds 12 other patterns"):
-        build_bank(BankOrder("flare", 3, 5, url), local, lambda made: None)
+        build_bank(BankOrder("haze", 3, 5, url), local, lambda made: None)
     shutil.copytree(banks / "rain", tmp_path / "rain")
     for order in (BankOrder("rain", 3, 6, str(tmp_path / "rain")), BankOrder("rain", 2, 5, str(tmp_path / "rain"))):
         with pytest.raises(ValueError, match="holds 3 other patterns"):

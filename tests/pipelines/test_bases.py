@@ -324,7 +324,7 @@ def test_blurred_clips_replay_bit_for_bit(make_config: MakeConfig, tmp_path: Pat
     assert verify(snapshot).problems == ()
     for path in folder.iterdir():
         path.unlink()
-    Catalog(open_storage(config.output))._storage.delete("catalog/batch-000000.parquet")
+    Catalog(open_storage(config.output)).storage.delete("catalog/batch-000000.parquet")
     again = replay_snapshot(snapshot, None, 0, 2)
     assert (again.replayed, again.problems) == (12, ())
 

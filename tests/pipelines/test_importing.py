@@ -17,7 +17,7 @@ from pairforge.records import InfraError
 from pairforge.snapshot import Snapshot, open_snapshot, read_latest, verify
 from pairforge.storage import open_storage
 from pipelines import importing
-from pipelines.importing import ImportSettings, import_pairs, list_pairs
+from pipelines.importing import ImportSettings, import_pairs, import_settings, list_pairs
 from pipelines.verification import replay_snapshot
 from tests.conftest import config_of
 
@@ -341,3 +341,17 @@ def test_grey_and_alpha_files_become_rgb(folder: Path, tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(sample["lq"], np.dstack([grey] * 3))
     np.testing.assert_array_equal(sample["lq"], sample["hq"])
+
+
+def test_wrong_options_are_named_in_plain_words(folder: Path) -> None:
+    good = settings_of(folder).model_dump()
+    assert import_settings(good) == settings_of(folder)
+    wrong = {"name": "Old Set", "licence": "", "records_per_shard": 0, "splits": {"val": 1.5, "test": 0.0}}
+    with pytest.raises(ValueError) as caught:
+        import_settings({**good, **wrong})
+    assert str(caught.value).split("; --") == [
+        "--name: 'Old Set' is not allowed; allowed: 1 to 40 characters of a-z, 0-9 and _",
+        "licence: '' is not allowed; allowed: text that is not empty",
+        "val: 1.5 is not allowed; allowed: a number of at least 0 and below 1",
+        "records-per-shard: 0 is not allowed; allowed: a whole number from 1 to 100000",
+    ]

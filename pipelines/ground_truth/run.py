@@ -1,0 +1,281 @@
+"""One run of the ground-truth line: screen, select, make what is missing, publish a snapshot."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pairforge.failpoints import failpoint
+from pairforge.journal_spend import spend, total
+from pairforge.protocols import BackendError
+from pairforge.records import InfraError
+from pairforge.remote import open_remote, require_prices
+from pairforge.shards import Marker, read_marker
+from pairforge.storage import Storage, open_storage
+from pipelines.carry import (
+    NOBODY,
+    TRANSIENT,
+    Tally,
+    Watchers,
+    carry_parts,
+    check_failed,
+    raise_given_up,
+    stopping_on_sigint,
+)
+from pipelines.catalog import Catalog
+from pipelines.engine import Engine
+from pipelines.ground_truth.lease import Hold, leased
+from pipelines.ground_truth.make import MAKE
+from pipelines.ground_truth.place import Place
+from pipelines.ground_truth.plan import TruthPart, make_settings, plan_truth
+from pipelines.ground_truth.report import count_sources, funnel, refusals
+from pipelines.ground_truth.screen import Chunk, ScreenSettings, chunks, screen_stages
+from pipelines.ground_truth.select import PASSED, Selection, select, standings_table, write_slots
+from pipelines.ground_truth.services import Shared
+from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, ModelScreen, Service
+from pipelines.ground_truth.trial import OVER_BUDGET
+from pipelines.publication import outline_of, publish_parts, read_markers, write_run_file
+from pipelines.retries import failed_keys, retry
+from pipelines.run import RunReport, open_output
+from pipelines.stages import Pool, Stage
+from pipelines.telemetry import note
+
+STANDINGS = "reports/standings.parquet"
+
+
+@dataclass(frozen=True)
+class TruthReport(RunReport):
+    """How a ground-truth run ended. `usd` is all that was ever spent on this output.
+
+    `unmade` parts were left for want of money, `unmeasured` sources because of trouble that may pass.
+    """
+
+    funnel: Sequence[Mapping[str, Any]] = ()
+    unmade: int = 0
+    unmeasured: int = 0
+    usd: float = 0.0
+
+    @property
+    def flawed(self) -> bool:
+        return super().flawed or self.unmade > 0 or self.unmeasured > 0
+
+
+def run_truth(config: GroundTruthConfig, place: Place, watchers: Watchers = NOBODY) -> TruthReport:
+    """Screen, select, make everything that is selected and not committed, publish what is there.
+
+    One run at a time writes to an output. Once the budget is spent nothing more is started, and what is there is
+    published. Raises as `pipelines.run.run`; BackendMisconfigured before anything is spent where a price is not known
+    or a service does not have its model.
+    """
+    started = time.monotonic()
+    storage = open_output(config)
+    with leased(storage) as hold:
+        line = _Line(config, storage, place, watchers, hold)
+        selection = line.screened()
+        if not selection.selected and not selection.unfinished:
+            raise ValueError(f"nothing to make: {refusals(selection)}")
+        write_slots(storage, selection.fresh, config.shards.records_per_shard)
+        failpoint("after-select")
+        return line.made(selection, started)
+
+
+def screen_sources(config: GroundTruthConfig, place: Place, watchers: Watchers = NOBODY) -> list[dict[str, Any]]:
+    """Screen and select without making anything: the funnel. No slot is given, so rules can still be tuned."""
+    storage = open_output(config)
+    with leased(storage) as hold:
+        line = _Line(config, storage, place, watchers, hold)
+        return funnel(line.catalog, line.screened(), ())
+
+
+def retune_sources(config: GroundTruthConfig) -> list[dict[str, Any]]:
+    """Select again from stored values, without a look at any source: the funnel."""
+    storage = open_storage(config.output)
+    catalog = Catalog(storage)
+    selection = select(config, catalog, storage)
+    if not selection.standings:
+        raise ValueError(
+            f"no source of {config.output} has been screened yet: `pairforge filter` without --retune does"
+        )
+    storage.write(STANDINGS, standings_table(selection.standings))
+    return funnel(catalog, selection, ())
+
+
+class _Line:
+    """What the phases of one run share."""
+
+    def __init__(
+        self, config: GroundTruthConfig, storage: Storage, place: Place, watchers: Watchers, hold: Hold
+    ) -> None:
+        require_prices(config.budget.cap_usd, config.used_services().values())
+        self._config, self._storage, self._place, self._watchers, self._hold = config, storage, place, watchers, hold
+        self._asked: set[str] = set()
+        self.catalog = Catalog(storage)
+        self.catalog.scan(config)
+
+    def screened(self) -> Selection:
+        """The selection after everything was measured that can be now."""
+        selection = select(self._config, self.catalog, self._storage)
+        if selection.unfinished:
+            self._watchers.on_phase("screening", len(selection.unfinished))
+            self._screen(frozenset(selection.unfinished))
+            selection = select(self._config, self.catalog, self._storage)
+        self._storage.write(STANDINGS, standings_table(selection.standings))
+        note("selected", sources=len(selection.selected), fresh=len(selection.fresh))
+        return selection
+
+    def _screen(self, unfinished: frozenset[int]) -> None:
+        config = self._config
+        services = config.screening_services()
+        settings = ScreenSettings(
+            base=config.base,
+            steps=config.screen,
+            services=services,
+            in_flight=config.make.in_flight,
+            folder=str(Path.cwd()),
+        )
+        shared = self._open(services)
+        backend = self._place.backend(_resourced(config, screen_stages(config)), (settings, self._storage.root, shared))
+        engine = Engine[Chunk](
+            backend,
+            config.run.engine,
+            label_of=lambda chunk: chunk.shard.stem,
+            size_of=lambda chunk: chunk.size_bytes,
+            on_tick=self._on_tick,
+        )
+        works = (chunk for chunk in chunks(self.catalog, config.base) if chunk.number in unfinished)
+        try:
+            with stopping_on_sigint(engine, self._watchers.on_stop) as stopped:
+                for outcome in engine.run(works):
+                    if outcome.fault is not None:
+                        raise InfraError(f"{outcome.fault} ({outcome.attempts} attempts)")
+                    self._watchers.on_phase("", 1)
+        finally:
+            backend.close()
+        if stopped:
+            raise KeyboardInterrupt
+
+    def made(self, selection: Selection, started: float) -> TruthReport:
+        """Make what is selected and not committed, and publish."""
+        config, storage, watchers = self._config, self._storage, self._watchers
+        self._send_again()
+        parts = list(plan_truth(config, self.catalog))
+        planned = outline_of(((part.shard, len(part.records)) for part in parts), storage)
+        watchers.on_plan(planned)
+        note("planned", records=planned.records, parts=len(planned.parts), parts_done=len(planned.done))
+        write_run_file(storage, config, planned)
+        failpoint("after-plan")
+        tally = Tally()
+        pending = [part for part in parts if part.shard.marker not in planned.done]
+        if pending:
+            watched = replace(watchers, on_tick=self._on_tick)
+            shared = self._open(config.used_services())
+            context = (make_settings(config), storage.root, shared)
+
+            def backend() -> Any:
+                return self._place.backend(_resourced(config, (MAKE,)), context)
+
+            carry_parts(storage, config.run, iter(pending), tally, backend, watched, _spent_out)
+        raise_given_up(tally)
+        self._hold.check()
+        return self._published(selection, parts, tally, planned.done, started)
+
+    def _published(
+        self, selection: Selection, parts: Sequence[TruthPart], tally: Tally, before: frozenset[str], started: float
+    ) -> TruthReport:
+        config, storage = self._config, self._storage
+        present = {entry.name for entry in storage.list("shards/")}
+        there = [part for part in parts if part.shard.marker in present]
+        markers = read_markers(storage, [part.shard for part in there])
+        all_of_it = Tally()
+        for marker in markers:
+            all_of_it.add(marker)
+        check_failed(config.run, storage, all_of_it, final=True)
+        if not markers:
+            raise InfraError("no part could be made: the budget is spent; raise budget.cap_usd and run again")
+        standing = {(each.source_id, each.category) for each in selection.standings if each.phase == PASSED}
+        excluded = [
+            record.key
+            for part in there
+            for record in part.records
+            if (record.source.source_id, part.category) not in standing
+        ]
+        told = funnel(self.catalog, selection, markers)
+        sources = count_sources(self.catalog, selection)
+        reports = {"funnel.json": json.dumps(told, indent=1).encode()}
+        snapshot, published = publish_parts(storage, config, markers, sources, excluded, reports)
+        return TruthReport(
+            snapshot=snapshot,
+            published=published,
+            parts_made=tally.parts_made,
+            parts_before=len(before),
+            sources=sources,
+            fates=dict(all_of_it.fates),
+            reasons=dict(all_of_it.reasons),
+            seconds=time.monotonic() - started,
+            funnel=told,
+            unmade=len(parts) - len(there),
+            unmeasured=sum(each.reason == "not_measured" for each in selection.standings),
+            usd=total(spend(storage)).usd,
+        )
+
+    def _send_again(self) -> None:
+        """Records that failed for passing reasons before are due: their parts are made again."""
+        cap = self._config.budget.cap_usd
+        has_room = cap is None or total(spend(self._storage)).usd < cap
+        due: dict[str, list[str]] = {}
+        for part in plan_truth(self._config, self.catalog):
+            try:
+                marker = read_marker(self._storage, part.shard.marker)
+            except FileNotFoundError:
+                continue
+            passing = tuple(r for r in marker.reasons if r.startswith(TRANSIENT) and (has_room or r != OVER_BUDGET))
+            if keys := failed_keys(self._storage, marker, passing) if passing else []:
+                due[part.content] = keys
+        if due:
+            note("due again", records=retry(self._storage, due))
+
+    def _open(self, services: Mapping[str, Service]) -> Shared:
+        """Gates and budget, after every service that is new here has said that it has its model."""
+        for name, service in services.items():
+            if name not in self._asked:
+                try:
+                    open_remote(service).preflight()
+                except BackendError as error:
+                    raise InfraError(f"service {name} ({service.model}) does not answer: {error}") from error
+                self._asked.add(name)
+        config = self._config
+        limits = {name: service.limits for name, service in config.used_services().items()}
+        return self._place.share(limits, config.budget.cap_usd, total(spend(self._storage)).usd)
+
+    def _on_tick(self, loads: Any) -> None:
+        self._hold.check()
+        self._watchers.on_tick(loads)
+
+
+def _spent_out(marker: Marker) -> bool:
+    return OVER_BUDGET in marker.reasons
+
+
+def _resourced(config: GroundTruthConfig, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Stages with the resources and pools that the config gives them; what loads or asks a model runs on actors.
+
+    Raises ValueError for resources or a pool of a stage that is none of the line's.
+    """
+    known = [*(stage.name for stage in screen_stages(config)), MAKE.name]
+    for name in (*config.run.stages, *config.run.pools):
+        if name not in known:
+            raise ValueError(f"run: stage {name!r} is unknown; allowed: {', '.join(known)}")
+    pools = {
+        f"screen_{step.name}": Pool()
+        for step in config.screen
+        if isinstance(step, ModelScreen) or step.service_name is not None
+    }
+    if not (isinstance(config.make.generator, ClassicalFrom) and isinstance(config.make.judge, MetricJudgeFrom)):
+        pools[MAKE.name] = Pool()
+    pools.update(config.run.pools)
+    return tuple(
+        replace(stage, resources=config.run.stages.get(stage.name, stage.resources), pool=pools.get(stage.name))
+        for stage in stages
+    )

@@ -1,0 +1,379 @@
+"""The config of a ground-truth run: how sources are screened and selected, who makes and judges their clean side.
+
+A model on this machine is pinned by the hash of its files, a service by its name; so a plan needs neither.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from filters.rules import LicenceRule, Rule
+from generators.loop import LoopPolicy
+from generators.prompts import CATEGORIES, Preset, Strategy
+from generators.repeat import MAX_ROUNDS
+from generators.returned import SizeRule
+from pairforge.limits import Limits, Patience
+from pairforge.records import Frozen
+from pairforge.remote_base import Endpoint
+from pipelines.settings import BaseConfig, Name, Normalisation
+from qc.alignment import AlignmentLimits
+from qc.gain import GainRule
+from qc.verdict import VerdictRule
+
+ScorerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Weights = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+_WEIGHTS = "hash of its files; a wrong one is refused with the right one named"
+
+
+class Service(Endpoint):
+    """One remote model: where it is served, what it costs, how fast and how long it is asked."""
+
+    limits: Limits = Limits()
+    patience: Patience = Patience()
+
+
+class Screen(Frozen):
+    """One step of screening: what measures, and the rules that a source must pass to go on to the next step.
+
+    Values are known by `name.measure`, and may be used by rules of this step and of all that come later.
+    """
+
+    name: ScorerName
+    rules: tuple[Rule, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the values, without the place of a model and without the rules."""
+        return self.model_dump(mode="json", exclude={"rules", "model"})
+
+    @property
+    def service_name(self) -> str | None:
+        return None
+
+
+class StatisticsScreen(Screen):
+    """Weight-free measurements (`filters.statistics.MEASURES`) and the perceptual hash that duplicates are found by."""
+
+    scorer: Literal["statistics"]
+    name: ScorerName = "statistics"
+
+
+class ModelScreen(Screen):
+    model: str = Field(description="folder or file of the model, at the same path on every worker")
+    weights: Weights = Field(description=_WEIGHTS)
+    device: str = "cpu"
+
+    def identity(self) -> dict[str, Any]:
+        return {name: value for name, value in super().identity().items() if name != "device"}
+
+
+class ClipScreen(ModelScreen):
+    """Zero-shot scores by category and an embedding, through open_clip."""
+
+    scorer: Literal["clip"]
+    name: ScorerName = "clip"
+    prompts: str | None = Field(None, description="file of texts by category; ours where absent")
+    model_name: str | None = Field(None, description="architecture, where `model` is a bare checkpoint")
+
+
+class WatermarkScreen(ModelScreen):
+    """Watermarks, logos and captions, through OWLv2."""
+
+    scorer: Literal["watermark"]
+    name: ScorerName = "watermark"
+    least_score: float = Field(0.2, gt=0, lt=1)
+
+
+class ClassifierScreen(ModelScreen):
+    """Labels of a timm model of your own."""
+
+    scorer: Literal["classifier"]
+    name: ScorerName = "classifier"
+    labels: tuple[str, ...] = ()
+    model_name: str | None = None
+    several: bool = Field(False, description="labels may coincide: a logistic each, else a softmax")
+
+
+class VlmScreen(Screen):
+    """Presence of every degradation and cleanliness, as a language model sees them."""
+
+    scorer: Literal["vlm"]
+    name: ScorerName = "vlm"
+    service: str = Field(description="name of the service that is asked")
+    asks: int = Field(2, ge=1, le=10, description="how often one source is asked about while no answer can be read")
+
+    @property
+    def service_name(self) -> str | None:
+        return self.service
+
+
+AnyScreen = Annotated[
+    StatisticsScreen | ClipScreen | WatermarkScreen | ClassifierScreen | VlmScreen, Field(discriminator="scorer")
+]
+
+
+class Duplicates(Frozen):
+    """When two sources are one picture: the later one in the catalog is refused."""
+
+    most_bits: int | None = Field(6, ge=0, le=15, description="of 64 of the perceptual hash; null compares none")
+    least_cosine: float | None = Field(None, gt=0, le=1, description="of CLIP embeddings; null compares none")
+
+
+class HeldOut(Frozen):
+    """A folder of a benchmark, whose pictures (or near copies) must not be trained on."""
+
+    name: Name
+    url: str
+
+
+class Levels(Frozen):
+    """Sampling by quality: `edges` cut the values of `measure` into levels, taken in the proportion of `shares`."""
+
+    measure: str
+    edges: tuple[float, ...] = Field(min_length=1)
+    shares: tuple[int, ...] = Field(min_length=2, description="of the levels from the lowest values to the highest")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.shares) != len(self.edges) + 1:
+            raise ValueError(
+                f"{len(self.edges)} edges make {len(self.edges) + 1} levels, {len(self.shares)} shares given"
+            )
+        if list(self.edges) != sorted(set(self.edges)) or min(self.shares) < 0 or not any(self.shares):
+            raise ValueError(f"edges {self.edges} must rise, shares {self.shares} be 0 or more, not all 0")
+        return self
+
+
+class Category(Frozen):
+    """What belongs to a category: sources that pass all rules of `when`; of several, that with the highest `score`."""
+
+    name: Name
+    when: tuple[Rule, ...] = ()
+    score: str | None = Field(None, description="measure; a category without one is as good as a score of 0")
+    quota: int | None = Field(None, ge=1, description="most sources of it")
+    levels: Levels | None = None
+    base: Normalisation | None = Field(None, description="how its sources are cut; as the config's base where absent")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in CATEGORIES:
+            raise ValueError(f"no prompts for this category; allowed: {', '.join(CATEGORIES)}")
+        return value
+
+
+class Select(Frozen):
+    """Who of the screened goes on, decided over the whole catalog."""
+
+    licences: LicenceRule | None = None
+    duplicates: Duplicates = Duplicates()
+    held_out: tuple[HeldOut, ...] = ()
+    held_out_bits: int = Field(8, ge=0, le=15, description="a source this near to a held-out picture is refused")
+    categories: tuple[Category, ...] = Field(min_length=1)
+
+    @field_validator("categories")
+    @classmethod
+    def _distinct(cls, categories: tuple[Category, ...]) -> tuple[Category, ...]:
+        names = [category.name for category in categories]
+        if len(set(names)) < len(names):
+            raise ValueError(f"categories must differ; given: {', '.join(names)}")
+        return categories
+
+
+class ClassicalFrom(Frozen):
+    """Weight-free restorers: they make demo and tests real, not good data."""
+
+    backend: Literal["classical"]
+
+
+class ServiceFrom(Frozen):
+    """An image model behind a service."""
+
+    backend: Literal["service"]
+    service: str
+    size: SizeRule = SizeRule()
+
+
+class DiffusersFrom(Frozen):
+    """An edit pipeline of the diffusers library, on the device of the make stage."""
+
+    backend: Literal["diffusers"]
+    model: str = Field(description="folder of the pipeline, at the same path on every worker")
+    weights: Weights = Field(description=_WEIGHTS)
+    device: str = "cuda"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    offload: bool = Field(False, description="keep only what computes in the memory of the device")
+    options: Mapping[str, Any] = Field({}, description="of the kind of pipeline, see generators.diffusion")
+
+
+AnyGenerator = Annotated[ClassicalFrom | ServiceFrom | DiffusersFrom, Field(discriminator="backend")]
+
+
+class Repeat(Frozen):
+    """Restore, assess, repeat around the generator: weight-free assessment of what is left, pairwise stop."""
+
+    max_rounds: int = Field(MAX_ROUNDS, ge=1, le=16)
+
+
+class Prompts(Frozen):
+    """What the generator is told. `adaptive` needs somebody who writes."""
+
+    strategy: Strategy = "fixed_no_change"
+    writer: str | None = Field(None, description="name of the service that writes adaptive prompts")
+
+    @model_validator(mode="after")
+    def _has_writer(self) -> Self:
+        if (self.strategy == "adaptive") != (self.writer is not None):
+            raise ValueError("`writer` goes with strategy adaptive, and only with it")
+        return self
+
+
+class MetricJudgeFrom(Frozen):
+    """Weight-free measures mapped to scores: no model, sees nothing."""
+
+    backend: Literal["metric"]
+
+
+class ServiceJudgeFrom(Frozen):
+    """A vision-language model behind a service."""
+
+    backend: Literal["service"]
+    service: str
+
+
+class LocalJudgeFrom(Frozen):
+    """A vision-language model of the transformers library (Qwen3-VL), on the device of the make stage."""
+
+    backend: Literal["transformers"]
+    model: str = Field(description="folder of the model, at the same path on every worker")
+    weights: Weights = Field(description=_WEIGHTS)
+    device: str = "cuda"
+
+
+AnyJudge = Annotated[MetricJudgeFrom | ServiceJudgeFrom | LocalJudgeFrom, Field(discriminator="backend")]
+
+
+class Checks(Frozen):
+    """What a candidate must pass before a judge is asked; null leaves a check out."""
+
+    alignment: AlignmentLimits | None = AlignmentLimits()
+    gain: GainRule | None = GainRule()
+
+
+class Make(Frozen):
+    """How the clean side is made and judged."""
+
+    generator: AnyGenerator
+    fallback: ServiceFrom | None = Field(
+        None, description="asked where the generator's service stays away beyond its patience; the choice is kept"
+    )
+    repeat: Repeat | None = None
+    prompts: Prompts = Prompts()
+    judge: AnyJudge
+    checks: Checks = Checks()
+    verdict: VerdictRule = VerdictRule()
+    preset: Preset = "default"
+    loop: LoopPolicy | None = Field(None, description="regenerations; those of the preset where absent")
+    in_flight: int = Field(16, ge=1, le=1024, description="records of a part that wait for services at once")
+
+
+class Money(Frozen):
+    """A hard limit on all that was ever spent on this output."""
+
+    cap_usd: float | None = Field(None, ge=0)
+
+
+class GroundTruthConfig(BaseConfig):
+    """A ground-truth run: what every config states, and how its sources are screened, selected and restored."""
+
+    line: Literal["ground_truth"]
+    services: dict[Name, Service] = Field({}, description="remote models by a name of yours")
+    screen: tuple[AnyScreen, ...] = Field(min_length=1)
+    select: Select
+    make: Make
+    budget: Money
+
+    @field_validator("screen")
+    @classmethod
+    def _distinct(cls, steps: tuple[Screen, ...]) -> tuple[Screen, ...]:
+        names = [step.name for step in steps]
+        if len(set(names)) < len(names):
+            raise ValueError(f"screening steps must differ in name; given: {', '.join(names)}")
+        return steps
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for where, name, images in self._used_services():
+            if name not in self.services:
+                raise ValueError(
+                    f"{where}: there is no service {name!r}; services: {', '.join(self.services) or 'none'}"
+                )
+            if self.services[name].backend.endswith("_images") != images:
+                wanted = "openai_images or gemini_images" if images else "openai_chat or gemini_chat"
+                raise ValueError(f"{where}: service {name!r} is {self.services[name].backend}, needed: {wanted}")
+        if self.shards.layers:
+            raise ValueError("shards.layers: pairs of the ground-truth line have no supervision layers")
+        if self.select.duplicates.least_cosine is not None and not self.step("clip"):
+            raise ValueError("select.duplicates.least_cosine needs a screening step with scorer clip")
+        if (self.select.duplicates.most_bits is not None or self.select.held_out) and not self.step("statistics"):
+            raise ValueError("duplicates by hash and held-out folders need a screening step with scorer statistics")
+        self._check_measures()
+        return self
+
+    def _check_measures(self) -> None:
+        """A rule may name only what is known by then."""
+        scorers: set[str] = set()
+        for step in self.screen:
+            scorers.add(step.name)
+            for rule in step.rules:
+                _check_measure(f"screen step {step.name}", rule.measure, scorers)
+        for category in self.select.categories:
+            measures = [rule.measure for rule in category.when]
+            measures += [category.score] if category.score else []
+            measures += [category.levels.measure] if category.levels else []
+            for measure in measures:
+                _check_measure(f"category {category.name}", measure, scorers)
+
+    def step(self, scorer: str) -> Screen | None:
+        """The first screening step of a kind."""
+        return next((step for step in self.screen if step.scorer == scorer), None)
+
+    def _used_services(self) -> Iterator[tuple[str, str, bool]]:
+        """Where a service is named, its name, and whether it has to give images."""
+        for step in self.screen:
+            if step.service_name is not None:
+                yield f"screen step {step.name}", step.service_name, False
+        for where, generator in (("make.generator", self.make.generator), ("make.fallback", self.make.fallback)):
+            if isinstance(generator, ServiceFrom):
+                yield where, generator.service, True
+        if self.make.prompts.writer is not None:
+            yield "make.prompts.writer", self.make.prompts.writer, False
+        if isinstance(self.make.judge, ServiceJudgeFrom):
+            yield "make.judge", self.make.judge.service, False
+
+    def used_services(self) -> dict[str, Service]:
+        """The services that this config asks, by name."""
+        return {name: self.services[name] for _, name, _ in self._used_services()}
+
+    def screening_services(self) -> dict[str, Service]:
+        """Those that screening asks."""
+        names = (step.service_name for step in self.screen)
+        return {name: self.services[name] for name in names if name is not None}
+
+    def category(self, name: str) -> Category:
+        return next(category for category in self.select.categories if category.name == name)
+
+    def base_of(self, category: str) -> Normalisation:
+        return self.category(category).base or self.base
+
+
+SOURCE_VALUES = ("licence", "uri", "folder", "group", "role", "split", "format")
+"""Texts that every source has without being measured; `folder` is the name of the folder it lies in."""
+
+
+def _check_measure(where: str, measure: str, scorers: set[str]) -> None:
+    scorer, dot, _ = measure.partition(".")
+    if measure in SOURCE_VALUES or (dot and scorer in scorers):
+        return
+    told = ", ".join([*SOURCE_VALUES, *(f"{name}.MEASURE" for name in sorted(scorers))])
+    raise ValueError(f"{where}: nothing gives {measure!r} by then; known: {told}")
