@@ -146,8 +146,8 @@ class Generation(Frozen):
 
     `attempts` are all that were made, in order: number, seed, instruction, outcome, scores and reasons; `chosen` is the
     number of the one that is kept or was best, 0 where there is none; `generator` and `revision` are who made it.
-    `reply` is the stored answer that it was derived from by `size_rule`, None where there is none. `qc` are measured
-    values and the limits they were held against.
+    `lq` is the stored picture that was restored. `reply` is the stored answer that HQ was derived from by `size_rule`,
+    None where there is none. `qc` are measured values and the limits they were held against.
     """
 
     generator: str
@@ -163,6 +163,7 @@ class Generation(Frozen):
     attempts: tuple[Mapping[str, Any], ...]
     chosen: int
     corrections: tuple[str, ...]
+    lq: Asset
     reply: Asset | None
     reply_mime: str
     size_rule: Mapping[str, Any]

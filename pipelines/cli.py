@@ -205,14 +205,17 @@ def preview(
     per_category: Annotated[int, typer.Option(min=1, max=200)] = 3,
     columns: Annotated[int, typer.Option(help="Pairs a row.", min=1, max=12)] = 3,
     thumb_px: Annotated[int, typer.Option(help="Side of one picture.", min=64, max=2048)] = 256,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Of the ground-truth line: what was generated and not kept, with why.")
+    ] = False,
 ) -> None:
-    """Write a contact sheet: LQ beside HQ with the drawn parameters."""
+    """Write a contact sheet: LQ beside HQ with the drawn parameters, or with what was thought of it."""
     from pairforge.image import check_picture_path
     from pairforge.snapshot import open_snapshot
     from pipelines.preview import save_sheet
 
     check_picture_path(output)
-    save_sheet(open_snapshot(dataset), output, category, per_category, columns, thumb_px)
+    save_sheet(open_snapshot(dataset), output, category, per_category, columns, thumb_px, refused)
     out.print(escape(str(output)))
 
 

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
+from pairforge.decode import DecodeLimits, decode_source
 from pairforge.image import Pixels, Plane, decode_png, save_picture
-from pairforge.records import Fate, Sample, Step, parse_sample
+from pairforge.records import Fate, GeneratedSample, Generation, Sample, Step, parse_sample
 from pairforge.shards import Shard, read_rows, read_shard
 from pairforge.snapshot import Snapshot
 
@@ -54,15 +57,23 @@ _GAP_PX, _FONT_PX, _LINE_PX = 8, 13, 17
 _SHARDS_SEEN = 8
 """Samples of a category are chosen from so many of its shards, spread evenly."""
 _MOST_PIXELS = 150_000_000
+_GENERATED = DecodeLimits(max_bytes=2**27, max_pixels=2**26, max_side=2**14, min_side=1)
 _INK, _FAINT, _PAPER, _FRAME = (235, 235, 235), (165, 165, 170), (24, 24, 26), (255, 214, 10)
 
 
 def save_sheet(
-    snapshot: Snapshot, output: Path, categories: Sequence[str] | None, per_category: int, columns: int, thumb_px: int
+    snapshot: Snapshot,
+    output: Path,
+    categories: Sequence[str] | None,
+    per_category: int,
+    columns: int,
+    thumb_px: int,
+    refused: bool = False,
 ) -> None:
-    """Write the contact sheet of a snapshot as PNG or JPEG."""
+    """Write the contact sheet of a snapshot as PNG or JPEG: of what it kept, or of what was generated and refused."""
     title = f"{snapshot.manifest.name}, snapshot {snapshot.manifest.id}"
-    save_picture(contact_sheet(pick_samples(snapshot, categories, per_category), columns, thumb_px, title), output)
+    pick = pick_refused if refused else pick_samples
+    save_picture(contact_sheet(pick(snapshot, categories, per_category), columns, thumb_px, title), output)
 
 
 def pick_samples(
@@ -110,8 +121,39 @@ def _read(snapshot: Snapshot, tar_name: str, keys: set[str]) -> Iterator[tuple[S
             return
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A record of which a picture was generated and not kept: why, and how it was made."""
+
+    category: str
+    uri: str
+    reason: str
+    detail: str
+    generation: Generation
+
+
+def pick_refused(
+    snapshot: Snapshot, categories: Sequence[str] | None, per_category: int
+) -> Iterator[tuple[Refused, Pixels, Pixels]]:
+    """Records that were not kept, with the best picture that was generated for them; of every reason in turn."""
+    columns = ["category", "uri", "fate", "reason", "detail", "generation"]
+    for category in sorted({shard.category for shard in snapshot.shards(categories)}):
+        names = [shard.rows_name for shard in snapshot.shards([category])]
+        by_reason: dict[str, list[Refused]] = {}
+        for row in read_rows(snapshot.storage, names, columns).to_pylist():
+            if row.pop("fate") != Fate.KEPT and row["generation"]:
+                held = Refused(**{**row, "generation": Generation.model_validate_json(row["generation"])})
+                if held.generation.reply is not None:
+                    by_reason.setdefault(held.reason, []).append(held)
+        in_turn = (each for turn in zip_longest(*by_reason.values()) for each in turn if each is not None)
+        for held in islice(in_turn, per_category):
+            assert held.generation.reply is not None
+            lq, data = (snapshot.storage.read(asset.name) for asset in (held.generation.lq, held.generation.reply))
+            yield held, decode_png(lq), decode_source(data, _GENERATED)[0]
+
+
 def contact_sheet(
-    samples: Iterable[tuple[Sample, Pixels, Pixels]], columns: int, thumb_px: int, title: str = ""
+    samples: Iterable[tuple[Sample | Refused, Pixels, Pixels]], columns: int, thumb_px: int, title: str = ""
 ) -> Pixels:
     """One picture of all samples, `columns` a row: LQ, HQ, and the framed detail of both at full size.
 
@@ -137,7 +179,7 @@ def contact_sheet(
     return sheet
 
 
-def _cell(sample: Sample, lq: Pixels, hq: Pixels, thumb_px: int) -> Pixels:
+def _cell(sample: Sample | Refused, lq: Pixels, hq: Pixels, thumb_px: int) -> Pixels:
     if lq.shape != hq.shape:
         lq = cv2.resize(lq, hq.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     half = (thumb_px - 2) // 2
@@ -165,13 +207,36 @@ def _canvas(height: int, width: int) -> tuple[PILImage.Image, ImageDraw.ImageDra
     return canvas, ImageDraw.Draw(canvas)
 
 
-def caption(sample: Sample) -> tuple[list[str], list[str]]:
-    """Pieces of the two lines under a pair: category, steps with severity, source; telling parameters."""
+def caption(sample: Sample | Refused) -> tuple[list[str], list[str]]:
+    """Pieces of the two lines under a pair: category, steps with severity, source; telling parameters.
+
+    Of generated pairs: category, generator and attempt, source; what checks and the judge said of it.
+    """
+    if isinstance(sample, Refused):
+        heading = f"{sample.category}: {sample.reason}"
+        return [heading, *_generated(sample.generation, sample.uri)], [sample.detail, *_scores(sample.generation)]
+    if isinstance(sample, GeneratedSample):
+        made = _generated(sample.generation, sample.source.uri)
+        return [f"{sample.category}: {made[0]}", *made[1:]], _scores(sample.generation)
     steps = " > ".join(f"{step.name} {step.severity:.2f}" for step in sample.steps) or "imported"
     each = max(1, _PARAMETERS_SHOWN // max(1, len(sample.steps)))
     drawn = [piece for step in sample.steps for piece in telling(step)[:each]]
     source = sample.source.uri.rpartition("/")[2].rpartition("#")[2]
     return [f"{sample.category}: {steps}", source], drawn
+
+
+def _generated(generation: Generation, uri: str) -> list[str]:
+    told = f"{generation.generator}, attempt {generation.chosen} of {len(generation.attempts)}"
+    return [told, uri.rpartition("/")[2].rpartition("#")[2]]
+
+
+def _scores(generation: Generation) -> list[str]:
+    chosen = next((each for each in generation.attempts if each["number"] == generation.chosen), {})
+    scores = [f"{aspect.partition('_')[0]} {score}" for aspect, score in chosen.get("scores", {}).items()]
+    gain = generation.qc.get("values", {}).get("quality_gain")
+    return [f"{generation.judge}: {' '.join(scores)}"] * bool(scores) + (
+        [f"gain {gain:.2f}"] if gain is not None else []
+    )
 
 
 def telling(step: Step) -> list[str]:

@@ -22,8 +22,10 @@ BANK_KINDS = tuple(sorted({degradation.bank for degradation in DEGRADATIONS} - {
 """What degradations take patterns of."""
 
 
-def _goes_with(setting: str, stated: bool) -> str:
-    return f"is required with `{setting}`" if stated else f"is allowed with `{setting}` alone"
+def _check_pair(model: Frozen, key: str, stated: bool, setting: str) -> None:
+    """`key` is given where `setting` is stated, and only there. Raises MisfitError."""
+    if stated != (getattr(model, key) is not None):
+        raise MisfitError((key,), f"`{key}` goes with `{setting}`{', and is missing' if stated else ' alone'}")
 
 
 class GroupRule(Frozen):
@@ -39,10 +41,8 @@ class GroupRule(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if (self.by == "pattern") != (self.pattern is not None):
-            raise MisfitError(("pattern",), _goes_with("by: pattern", self.by == "pattern"))
-        if (self.by == "column") != (self.column is not None):
-            raise MisfitError(("column",), _goes_with("by: column", self.by == "column"))
+        _check_pair(self, "pattern", self.by == "pattern", "by: pattern")
+        _check_pair(self, "column", self.by == "column", "by: column")
         return self
 
     @field_validator("pattern")
@@ -76,10 +76,9 @@ class SourceSet(Frozen):
 
     @model_validator(mode="after")
     def _role_is_complete(self) -> Self:
-        if (self.role == "by_column") != (self.role_column is not None):
-            raise MisfitError(("role_column",), _goes_with("role: by_column", self.role == "by_column"))
+        _check_pair(self, "role_column", self.role == "by_column", "role: by_column")
         if self.role_column is not None and "uri_column" not in type(self).model_fields:
-            raise MisfitError(("role",), "by_column needs sources of kind table")
+            raise MisfitError(("role",), "`role: by_column` needs sources of kind table")
         return self
 
     @field_validator("group")

@@ -1,4 +1,7 @@
-"""Rendering stored samples again, in fresh processes, and comparing them with what the shards hold."""
+"""Making stored samples again, in fresh processes, and comparing them with what the shards hold.
+
+Those of synthesis are rendered; those of the ground-truth line are derived from the answer that HQ came from.
+"""
 
 import multiprocessing
 import signal
@@ -15,8 +18,13 @@ from pairforge.records import InfraError
 from pairforge.shards import read_shard, sample_json
 from pairforge.snapshot import Snapshot
 from pairforge.storage import open_storage
+from pipelines.ground_truth.make import replay_truth
+from pipelines.ground_truth.plan import LINE as GROUND_TRUTH
 from pipelines.plan import LINE
 from pipelines.synthesis import pixel_versions, replay_sample
+
+_REPLAYS = {LINE: replay_sample, GROUND_TRUTH: replay_truth}
+"""By line; pairs of others came without a way to make them again."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,12 @@ def replay_snapshot(
             replayed += done
             problems += faults
             seen(done)
-    skipped = sum(shard.kept for shard in snapshot.manifest.shards if shard.line != LINE)
+    skipped = sum(shard.kept for shard in snapshot.manifest.shards if shard.line not in _REPLAYS)
     return ReplayReport(replayed, skipped, tuple(sorted(problems)))
 
 
 def _in_processes(
-    root: str, work: Sequence[tuple[str, frozenset[int]]], tolerance_codes: int, workers: int
+    root: str, work: Sequence[tuple[str, str, frozenset[int]]], tolerance_codes: int, workers: int
 ) -> Generator[tuple[int, list[str]], None, None]:
     if not work:
         return
@@ -73,8 +81,8 @@ def _in_processes(
             raise
 
 
-def _choose(snapshot: Snapshot, count: int | None) -> Iterator[tuple[str, frozenset[int]]]:
-    shards = [shard for shard in snapshot.manifest.shards if shard.tar_name and shard.line == LINE]
+def _choose(snapshot: Snapshot, count: int | None) -> Iterator[tuple[str, str, frozenset[int]]]:
+    shards = [shard for shard in snapshot.manifest.shards if shard.tar_name and shard.line in _REPLAYS]
     total = sum(shard.kept for shard in shards)
     wanted = range(total) if count is None or count >= total else {int(i * total / count) for i in range(count)}
     first = 0
@@ -82,10 +90,12 @@ def _choose(snapshot: Snapshot, count: int | None) -> Iterator[tuple[str, frozen
         places = frozenset(place for place in range(shard.kept) if first + place in wanted)
         first += shard.kept
         if places:
-            yield shard.tar_name, places
+            yield shard.line, shard.tar_name, places
 
 
-def _replay_shard(root: str, tar_name: str, places: frozenset[int], tolerance_codes: int) -> tuple[int, list[str]]:
+def _replay_shard(
+    root: str, line: str, tar_name: str, places: frozenset[int], tolerance_codes: int
+) -> tuple[int, list[str]]:
     storage = open_storage(root)
     done, problems = 0, []
     for place, (key, files) in enumerate(read_shard(storage, tar_name)):
@@ -93,7 +103,7 @@ def _replay_shard(root: str, tar_name: str, places: frozenset[int], tolerance_co
             continue
         done += 1
         try:
-            sides = replay_sample(storage, files)
+            sides = _REPLAYS[line](storage, files)
         except ValueError as error:
             problems.append(f"{key}: {error}")
             continue

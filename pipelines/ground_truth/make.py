@@ -103,7 +103,7 @@ class TruthMaker:
         row = _row(part, record)
         try:
             base = load_base(self._storage, record.source, self._settings.bases[part.category], self._settings.folder)
-            trial = Trial(desk, record, base.pixels)
+            trial = Trial(desk, record, base)
             result, prompt = trial.run()
         except SampleError as refusal:
             return _ended(row, refusal.fate, refusal.reason, refusal.detail)
@@ -197,6 +197,9 @@ def _kept(
     )
     columns = {
         "fate": Fate.KEPT.value,
+        "degradations": [],
+        "severities": [],
+        "steps": "[]",
         "width": base.ref.width,
         "height": base.ref.height,
         "lq_bytes": len(files["lq.png"]),

@@ -26,6 +26,7 @@ from pairforge.protocols import TRANSIENT, BackendError, Candidate, Generator, J
 from pairforge.records import Asset, Fate, Generation
 from pairforge.remote import paying
 from pairforge.rng import seed_for
+from pipelines.bases import Base
 from pipelines.carry import TRANSIENT as DUE_AGAIN
 from pipelines.ground_truth.plan import SelectedRecord, loop_policy
 from pipelines.ground_truth.settings import Make
@@ -67,7 +68,7 @@ class Trial:
 
     desk: Desk
     record: SelectedRecord
-    lq: Pixels
+    base: Base
     over_budget: bool = False
     numbers: dict[int, dict[str, float]] = field(default_factory=dict)
     makers: dict[int, Generator] = field(default_factory=dict)
@@ -116,6 +117,7 @@ class Trial:
             attempts=tuple(self._told(attempt) for attempt in result.attempts),
             chosen=chosen,
             corrections=candidate.corrections if candidate else (),
+            lq=Asset(role="base", name=self.base.name, sha256=self.base.ref.sha256, source=None),
             reply=_asset(candidate) if candidate else None,
             reply_mime=candidate.mime if candidate else "",
             size_rule=rule.model_dump(mode="json"),
@@ -131,13 +133,13 @@ class Trial:
     def _prompt(self) -> Prompt:
         strategy, writer = self.desk.make.prompts.strategy, self.desk.writer
         if writer is None:
-            return write_prompt(self.lq, self.desk.category, strategy, None)
+            return write_prompt(self.base.pixels, self.desk.category, strategy, None)
         assert self.desk.partition is not None
         asks = self._policy().judge_asks
         for ask in range(1, asks + 1):
             try:
                 with paying(self.desk.partition, self.record.key, "prompt", ask):
-                    return write_prompt(self.lq, self.desk.category, strategy, writer)
+                    return write_prompt(self.base.pixels, self.desk.category, strategy, writer)
             except BackendError as error:
                 last = error
                 if error.trouble is not Trouble.MALFORMED:
@@ -161,12 +163,12 @@ class Trial:
         desk, key = self.desk, self.record.key
         self.makers[step.attempt] = desk.generator
         if desk.partition is None:
-            return desk.generator.generate(self.lq, step.instruction, step.seed)
+            return desk.generator.generate(self.base.pixels, step.instruction, step.seed)
         about = f"generator of attempt {step.attempt}"
         if desk.partition.chosen(key, about) is None:
             try:
                 with paying(desk.partition, key, "generate", step.attempt):
-                    return desk.generator.generate(self.lq, step.instruction, step.seed)
+                    return desk.generator.generate(self.base.pixels, step.instruction, step.seed)
             except BackendError as error:
                 if desk.fallback is None or isinstance(error, BudgetSpent) or error.trouble not in TRANSIENT:
                     raise
@@ -175,15 +177,15 @@ class Trial:
         assert desk.fallback is not None, f"{key} once went on with a fallback, and the config has none"
         self.makers[step.attempt] = desk.fallback
         with paying(desk.partition, key, "fallback", step.attempt):
-            return desk.fallback.generate(self.lq, step.instruction, step.seed)
+            return desk.fallback.generate(self.base.pixels, step.instruction, step.seed)
 
     def _assess(self, step: Assess) -> Assessment:
         hq, checks = step.candidate.pixels, self.desk.make.checks
         if step.attempt not in self.numbers:
-            gain = measure_gain(measure_quality(self.lq), measure_quality(hq), checks.gain or GainRule())
-            self.numbers[step.attempt] = {**measure_alignment(self.lq, hq), **gain}
+            gain = measure_gain(measure_quality(self.base.pixels), measure_quality(hq), checks.gain or GainRule())
+            self.numbers[step.attempt] = {**measure_alignment(self.base.pixels, hq), **gain}
         numbers = self.numbers[step.attempt]
-        broken = checks.alignment.broken(numbers, max(self.lq.shape[:2])) if checks.alignment else ()
+        broken = checks.alignment.broken(numbers, max(self.base.pixels.shape[:2])) if checks.alignment else ()
         if broken:
             aspects = sorted({_ASPECT_OF.get(name, "geometry_alignment") for name in broken})
             return Assessment(False, tuple(aspects), None, f"check: {', '.join(broken)}")
@@ -202,9 +204,9 @@ class Trial:
     def _judged(self, step: Assess, hq: Pixels) -> Any:
         judge, partition, category = self.desk.judge, self.desk.partition, self.desk.category
         if partition is None:
-            return judge.judge(self.lq, hq, category)
+            return judge.judge(self.base.pixels, hq, category)
         with paying(partition, self.record.key, f"judge.{step.attempt}", step.ask):
-            return judge.judge(self.lq, hq, category)
+            return judge.judge(self.base.pixels, hq, category)
 
     def _told(self, attempt: Attempt) -> dict[str, Any]:
         judgement = attempt.assessment.judgement if attempt.assessment else None

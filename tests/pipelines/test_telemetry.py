@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pairforge.records import InfraError
-from pipelines.cli import _in_stages
+from pipelines.cli_runs import _in_stages
 from pipelines.engine import Backend, LocalBackend, StageLoad, bottleneck
 from pipelines.plan import render_settings
 from pipelines.publication import read_status
