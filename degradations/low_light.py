@@ -131,24 +131,24 @@ def apply_low_light(image_lin: Image, params: LowLightParams, scene: Scene, rng:
     column, row = _exposure(size, params)
     table = lifted_root_table(params.chroma_fade_root)
     tall = min(BAND_ROWS, size[0])
-    colours, shares, rises = (np.empty((tall, size[1], *rest), np.float32) for rest in ((3,), (), ()))
+    shares, rises = (np.empty((tall, size[1]), np.float32) for _ in range(2))
 
     def expose(rows: slice, out: Image) -> None:
-        light = scene_light(image_lin[rows], out)
+        light = scene_light(image_lin[rows])
         share = np.add(column[rows], row, out=shares[: len(light)])
         brightest = float(light.max())
         if brightest > _HEADROOM_FROM:
             _add_headroom(share, light, brightest, params.headroom, rises[: len(light)])
-        cv2.transform(light, to_camera, light)
-        cv2.multiply(light, cv2.cvtColor(share, cv2.COLOR_GRAY2RGB, colours[: len(light)]), light)
+        cv2.transform(light, to_camera, out)
+        cv2.multiply(out, cv2.cvtColor(share, cv2.COLOR_GRAY2RGB, light), out)
 
     def develop(raw: Image, out: Image) -> None:
         """Saturation, black level, gain, white balance, colour, tone."""
         if float(raw.max()) > min(saturated):
             cv2.min(raw, (*saturated, 0.0), raw)
-        root = lifted_root(cv2.transform(raw, to_rgb, raw), table)
-        _fade_chroma(root, params.chroma_fade_root, colours[: len(raw)])
-        np.square(root, out=out)
+        root = lifted_root(cv2.transform(raw, to_rgb, out), table)
+        _fade_chroma(root, params.chroma_fade_root, raw)
+        np.square(root, out=root)
 
     image, poisson_frac = photograph(expose, develop, size, params, rng)
     sampled = image[:: 2 * _METER_STRIDE_PX, :: 2 * _METER_STRIDE_PX, 1]

@@ -156,10 +156,7 @@ def _enlarge(cells: Image, rows: slice, memory: Image) -> Image:
 
 
 def _noisy_bands(raw: Image, luma: Plane, cells: Image, params: SensorParams) -> Iterator[tuple[slice, Image]]:
-    """Balanced raw with its noise, of unit variance so far, in bands; the next band is written over the last.
-
-    `luma` is used up.
-    """
+    """Balanced raw with its noise, of unit variance so far, in bands; the next band is written over the last."""
     height, width = luma.shape
     to_camera, to_rgb = camera_matrices(params)
     gains = np.array([[params.red_gain], [1.0], [params.blue_gain]])
@@ -176,9 +173,9 @@ def _noisy_bands(raw: Image, luma: Plane, cells: Image, params: SensorParams) ->
             cv2.threshold(sd, 0, 0, cv2.THRESH_TOZERO, sd)
         np.sqrt(sd, out=sd)
         noisy = _enlarge(cells, rows, memory)[:, :width]
-        grey *= cv2.transform(sd, luma_of_raw, part)
+        cv2.multiply(grey, cv2.transform(sd, luma_of_raw, part), part)
         cv2.multiply(sd, noisy, noisy)
-        cv2.add(noisy, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB, sd), noisy)
+        cv2.add(noisy, cv2.cvtColor(part, cv2.COLOR_GRAY2RGB, sd), noisy)
         cv2.add(noisy, raw[rows], noisy)
         yield rows, noisy
 
