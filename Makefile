@@ -6,10 +6,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench chaos gallery golden clean
+.PHONY: demo demo-ground-truth test test-slow lint format bench chaos gallery config-docs golden clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/pairforge run configs/demo.yaml --sheet out/demo/sheet.png
+
+demo-ground-truth: $(VENV)/.demo
+	$(VENV)/bin/pairforge run configs/demo.yaml
+	rm -rf out/demo_degraded
+	$(VENV)/bin/pairforge export out/demo out/demo_degraded
+	$(VENV)/bin/pairforge run configs/demo_ground_truth.yaml --sheet out/demo_ground_truth/sheet.png
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -m "not slow"
@@ -35,6 +41,9 @@ chaos: $(VENV)/.dev
 
 gallery: $(VENV)/.dev
 	PYTHONPATH=. $(RUN) docs/render_gallery.py
+
+config-docs: $(VENV)/.dev
+	PYTHONPATH=. $(RUN) docs/render_config.py
 
 golden: $(VENV)/.dev
 	$(RUN) -m tests.degradations.test_severity

@@ -22,7 +22,8 @@ Other keys of a call are what a step may need of its scene, at the size of the i
 `patterns`: images of a bank of the kind that the step takes, or such sequences by kind; taken in order.
 With {"depth": "mask", "segments": "mask", "frames": "images"} as additional targets, crops and flips move arrays
 among them too. All other keys pass through: masks, boxes and keypoints stay where they are when moiré bends the
-image, or `Resize` and some chains make it smaller, so these come last.
+image, or `Resize` and some chains make it smaller, so these come last. Where a step needs a key that the call lacks,
+a map or list under a name that looks like it (`dept=...`) is refused as misspelt.
 
 Guesses see `target` where it has the size of the image, since earlier transforms may have degraded `image`. Each
 transform works on 8-bit codes of its own; the steps of a `DegradationChain` share floats, and light above white.
@@ -65,6 +66,7 @@ workers, seed every sample, and the same pairs come whatever the number of worke
 `A.to_dict` and `A.save` store a pipeline; importing this module is what `A.from_dict` and `A.load` need.
 """
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -72,7 +74,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from degradations.albumentations_call import SCENE_KEYS, codes, scene_of, typed_as
-from degradations.base import Degradation
+from degradations.base import Degradation, Depth, Segments
 from degradations.catalog import BY_NAME, replay
 from degradations.chains import CHAIN_BY_NAME
 from degradations.chains_web import Drawn
@@ -86,6 +88,7 @@ import albumentations as A
 from albumentations.core.type_definitions import Targets
 
 _OTHER_IMAGES = ("images", "volume", "volumes")
+_KNOWN = {*SCENE_KEYS, *_OTHER_IMAGES, "image", "target", "mask", "masks", "mask3d", "masks3d", "bboxes", "keypoints"}
 
 
 class Transform(A.BasicTransform):  # type: ignore[misc]
@@ -157,6 +160,7 @@ class Transform(A.BasicTransform):  # type: ignore[misc]
         others = [key for key in _OTHER_IMAGES if call.get(key) is not None]
         if others or "image" not in call:
             raise ValueError(f"one `image` a call is degraded, not {', '.join(others) or 'none'}")
+        _refuse_misspelt(steps, call)
         image, target = call["image"], call.get("target")
         base = codes(image, "image")
         clean = base if target is None else codes(target, "target")
@@ -169,6 +173,20 @@ class Transform(A.BasicTransform):  # type: ignore[misc]
                 rendered = replay(clean, steps, own)
             result["target"] = typed_as(target, rendered.target)
         return result
+
+
+def _refuse_misspelt(steps: Sequence[Step], call: Mapping[str, Any]) -> None:
+    """Raises ValueError where a step needs a key that the call lacks, and the call has one that looks like it."""
+    needs = {need for step in steps if step.name in BY_NAME for need in BY_NAME[step.name].needs}
+    may_be_one = (np.ndarray, list, tuple, dict, Depth, Segments)
+    others = [key for key, value in call.items() if key not in _KNOWN and isinstance(value, may_be_one)]
+    for need in (key for key in SCENE_KEYS if key in needs and call.get(key) is None):
+        like = [key for key in others if key.startswith(need)] or difflib.get_close_matches(need, others, 1, 0.7)
+        if like:
+            raise ValueError(
+                f"{need} is not given, but {like[0]!r} is: what a step needs of its scene is called "
+                f"{', '.join(SCENE_KEYS)}; given: {', '.join(call)}"
+            )
 
 
 class DegradationChain(Transform):

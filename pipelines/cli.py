@@ -250,27 +250,21 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Turn existing LQ/HQ folders (BasicSR layout) into a snapshot."""
-    from pydantic import ValidationError
-
     from pairforge.snapshot import open_snapshot
-    from pipelines.importing import ImportSettings, import_pairs
+    from pipelines.importing import import_pairs, import_settings
 
-    try:
-        settings = ImportSettings.model_validate(
-            {
-                "name": name,
-                "category": category,
-                "lq": lq,
-                "hq": hq,
-                "licence": licence,
-                "attribution": attribution,
-                "splits": {"val": val, "test": 0.0},
-                "records_per_shard": records_per_shard,
-            }
-        )
-    except ValidationError as error:
-        faults = ((str(e["loc"][0]).replace("_", "-"), e) for e in error.errors())
-        raise ValueError("; ".join(f"--{name}: {e['msg']} (got {e['input']!r})" for name, e in faults)) from error
+    settings = import_settings(
+        {
+            "name": name,
+            "category": category,
+            "lq": lq,
+            "hq": hq,
+            "licence": licence,
+            "attribution": attribution,
+            "splits": {"val": val, "test": 0.0},
+            "records_per_shard": records_per_shard,
+        }
+    )
     with show_progress(as_json) as progress:
         task = progress.add_task("looking at pairs", total=None)
         manifest, made = import_pairs(

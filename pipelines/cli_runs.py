@@ -43,9 +43,15 @@ def validate(config: ConfigPath, as_json: AsJson = False) -> None:
     loaded = _load(config)
     if as_json:
         print_json(loaded.model_dump(mode="json"))
+    elif loaded.line == "ground_truth":
+        steps = ", ".join(step.name for step in loaded.screen)
+        names = ", ".join(category.name for category in loaded.select.categories)
+        out.print(f"{escape(str(config))}: valid; screened by {steps}; categories: {names}")
     else:
-        variants = sum(recipe.variants for recipe in loaded.recipes)
-        out.print(f"{escape(str(config))}: valid; {len(loaded.recipes)} recipes, {variants} records per photo")
+        from pipelines.settings import records_per_source
+
+        records = in_words(records_per_source(loaded))
+        out.print(f"{escape(str(config))}: valid; {len(loaded.recipes)} recipes; records: {records}")
 
 
 @app.command()

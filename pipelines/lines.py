@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from pairforge.config import load_config
+from pairforge.config import ConfigError, load_config
 from pairforge.shards import ShardName, read_marker
 from pairforge.storage import open_storage
 from pipelines.catalog import Catalog
@@ -38,7 +38,10 @@ def load_run_config(path: Path) -> AnyConfig:
         stated = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         stated = None  # load_config says it better
-    if isinstance(stated, dict) and stated.get("line") == "ground_truth":
+    line = stated.get("line", "synthesis") if isinstance(stated, dict) else "synthesis"
+    if line not in ("synthesis", "ground_truth"):
+        raise ConfigError([f"{path}: line: {line!r} is not allowed; allowed: synthesis, ground_truth"])
+    if line == "ground_truth":
         return load_config(path, GroundTruthConfig)
     return load_config(path, RunConfig)
 

@@ -23,6 +23,7 @@ from pairforge.config import canonical_json
 from pairforge.records import SCHEMA_VERSION, Fate, Frozen
 from pairforge.rng import rng_for
 from pairforge.shards import ShardName
+from pairforge.storage import Storage
 from pipelines.banks import BankRef, pin_bank
 from pipelines.catalog import USABLE, Catalog, CatalogRow
 from pipelines.retries import Retries, read_retries, with_retries
@@ -107,14 +108,17 @@ class RenderSettings(Frozen):
     folder: str
 
 
-def render_settings(config: RunConfig) -> RenderSettings:
-    """The part of a config that workers need. Raises ValueError where a bank that recipes use is not there."""
+def render_settings(config: RunConfig, dataset: Storage | None = None) -> RenderSettings:
+    """The part of a config that workers need. Raises ValueError where a bank that recipes use is not there.
+
+    With the dataset, a bank that is gone counts as the dataset last knew it, which is enough to plan.
+    """
     used = sorted(frozenset(kind for recipe in config.recipes for kind in recipe.banks()))
     return RenderSettings(
         seed=config.seed,
         base=config.base,
         scene=config.scene,
-        banks={kind: pin_bank(kind, config.banks[kind]) for kind in used},
+        banks={kind: pin_bank(kind, config.banks[kind], dataset) for kind in used},
         recipes=config.recipes,
         layers=config.shards.layers,
         folder=str(Path.cwd()),
@@ -147,7 +151,7 @@ def count_sources(config: RunConfig, catalog: Catalog) -> dict[str, int]:
 
 def plan_parts(config: RunConfig, catalog: Catalog) -> Iterator[Part]:
     """All parts in a stable order, holding one open part per category and split in memory."""
-    settings = render_settings(config)
+    settings = render_settings(config, catalog.storage)
     retries = read_retries(catalog.storage)
     removed = catalog.removed()
     headers = {recipe.category: _header(settings, recipe.category) for recipe in config.recipes}

@@ -9,6 +9,7 @@ from functools import partial
 from pairforge.failpoints import failpoint
 from pairforge.shards import Marker
 from pairforge.storage import Storage, open_storage
+from pipelines.banks import keep_pins
 from pipelines.carry import NOBODY, Tally, Watchers, carry_parts, check_failed, in_words, raise_given_up
 from pipelines.catalog import Catalog
 from pipelines.engine import Backend, LocalBackend
@@ -110,6 +111,7 @@ def run(
         raise ValueError(f"nothing to make: of the sources, {in_words(count_sources(config, catalog))}")
     watchers.on_plan(planned)
     note("planned", records=planned.records, parts=len(planned.parts), parts_done=len(planned.done))
+    keep_pins(storage, render_settings(config, storage).banks.values())
     write_run_file(storage, config, planned)
     failpoint("after-plan")
     tally = Tally()

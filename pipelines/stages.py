@@ -21,10 +21,10 @@ class StageBugError(Exception):
 class Resources(Frozen):
     """What one running call of a stage occupies, and which nodes may run it (Ray node labels)."""
 
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
-    memory_mb: int | None = Field(None, ge=1)
-    labels: dict[str, str] = Field(default_factory=dict)
+    cpus: float = Field(1.0, ge=0, description="cores")
+    gpus: float = Field(0.0, ge=0, description="GPUs, or a share of one")
+    memory_mb: int | None = Field(None, ge=1, description="memory; not limited where absent")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels that a node must have")
 
 
 class Pool(Frozen):
@@ -33,9 +33,9 @@ class Pool(Frozen):
     `prefetch` calls are prepared by an actor (its stage's `prepare`) while it computes another.
     """
 
-    min_actors: int = Field(1, ge=0)
-    max_actors: int = Field(1, ge=1)
-    prefetch: int = Field(1, ge=0, le=16)
+    min_actors: int = Field(1, ge=0, description="actors that always run")
+    max_actors: int = Field(1, ge=1, description="actors at most")
+    prefetch: int = Field(1, ge=0, le=16, description="calls that an actor prepares ahead")
 
 
 class Prepared(Protocol):

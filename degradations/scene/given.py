@@ -68,7 +68,7 @@ class GivenDepth:
         """The map of a file `file` with the bytes `data`, for a base that shows `window` of its source.
 
         Planes have at most the size of the base. Raises ValueError, with the name of the file, where it cannot be
-        read, has another shape than the source, or no valid pixel.
+        read, has another shape than the source, no valid pixel, or disparity that is the same all over.
         """
         values = _part(_read_plane(data, file).astype(np.float64), window, base, file)
         valid = np.isfinite(values)
@@ -78,6 +78,10 @@ class GivenDepth:
             valid &= values > 0
         if not valid.any():
             raise ValueError(f"{file} has no valid pixel")
+        if self.unit == "disparity" and not has_span(values[valid]):
+            raise ValueError(
+                f"{file} is {values[valid][0]:g} all over: disparity without a range says nothing of depth"
+            )
         inverse = _filled(self._inverse(values, valid), valid)
         inverse = _at_most(inverse, base, cv2.INTER_AREA)
         return depth_map(
@@ -133,14 +137,23 @@ def relative_to_inverse(relative: NDArray[Any], valid: NDArray[np.bool_] | None,
     that is constant is far.
     """
     known = relative if valid is None else relative[valid]
-    low, high = (float(value) for value in np.quantile(known, (0.02, 0.98)))
-    span = high - low
-    # Below this a plane is constant but for rounding.
-    if span <= 1e-6 * max(abs(low), abs(high), 1e-6):
+    if not has_span(known):
         return np.full(relative.shape, 1.0 / far_m, np.float32)
-    unit = np.clip((relative - low) / span, 0.0, 1.0)
+    low, high = _ends(known)
+    unit = np.clip((relative - low) / (high - low), 0.0, 1.0)
     inverse: Plane = (unit * (1.0 / near_m - 1.0 / far_m) + 1.0 / far_m).astype(np.float32)
     return inverse
+
+
+def has_span(values: NDArray[Any]) -> bool:
+    """Whether values differ by more than rounding, between their 2nd and 98th percentile."""
+    low, high = _ends(values)
+    return high - low > 1e-6 * max(abs(low), abs(high), 1e-6)
+
+
+def _ends(values: NDArray[Any]) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.02, 0.98)).tolist()
+    return low, high
 
 
 def _read_plane(data: bytes, file: str) -> NDArray[Any]:
@@ -174,9 +187,10 @@ def _part(plane: NDArray[Any], window: Window, base: Pixels, file: str) -> NDArr
     aspect = part.shape[1] / part.shape[0] * base.shape[0] / base.shape[1] if part.size else 0.0
     slack = _ASPECT_TOLERANCE + 1 / min(part.shape + base.shape[:2]) if part.size else 0.0
     if not 1 / (1 + slack) <= aspect <= 1 + slack:
+        source = base.shape[1] / (right - left) / (base.shape[0] / (bottom - top))
         raise ValueError(
-            f"{file} of {width} x {height} px has {part.shape[1]} x {part.shape[0]} px for a base of "
-            f"{base.shape[1]} x {base.shape[0]} px: another aspect"
+            f"{file} is {width} x {height} px, {width / height:.3f} times as wide as high, and its source is "
+            f"{source:.3f} times: another aspect; the file has to cover the whole of its source"
         )
     return part
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from generators.classical import chosen_by_symptoms
+from generators.loop import LoopResult
 from generators.repeat import RestoreAssessRepeat
 from generators.returned import SizeRule, fit_candidate
 from generators.symptoms import measure_symptoms
@@ -121,7 +122,7 @@ class TruthMaker:
         note("record made", key=record.key, fate=fate.value, reason=reason, attempts=len(result.attempts))
         row["generation"] = canonical_json(generation)
         if fate is not Fate.KEPT:
-            return _ended(row, fate, reason, result.detail)
+            return _ended(row, fate, reason, _detail(result))
         assert result.candidate is not None
         return _kept(part, record, row, base, result.candidate, generation)
 
@@ -163,6 +164,11 @@ def _row(part: TruthPart, record: SelectedRecord) -> dict[str, Any]:
 
 def _ended(row: Mapping[str, Any], fate: Fate, reason: str, detail: str) -> _Made:
     return _Made({**row, "fate": fate.value, "reason": reason, "detail": detail}, {})
+
+
+def _detail(result: LoopResult) -> str:
+    """Why a record was not kept: what was wrong with the best attempt, else how the last one ended."""
+    return result.attempts[result.best - 1].detail if result.best else result.detail
 
 
 def _kept(

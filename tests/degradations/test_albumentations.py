@@ -457,6 +457,31 @@ def test_a_scene_that_lacks_something_is_refused(name: str, keys: dict[str, Any]
         CLASSES[name](p=1.0)(image=photo(), **keys)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "need"),
+    [
+        ("Haze", "detph", "depth"),
+        ("Haze", "depth_map", "depth"),
+        ("Haze", "Depth", "depth"),
+        ("SegmentNoise", "segment", "segments"),
+        ("Reflection", "second_image", "second"),
+        ("MoirePattern", "pattern", "patterns"),
+        ("TemporalBlur", "frame", "frames"),
+    ],
+)
+def test_a_misspelt_key_of_the_scene_is_refused(name: str, key: str, need: str) -> None:
+    held = np.ones((HEIGHT, WIDTH), np.float32)
+    with pytest.raises(ValueError, match=f"{name}: {need} is not given, but '{key}' is: .* given: image, {key}"):
+        A.Compose([CLASSES[name](p=1.0)], seed=1)(image=photo(), **{key: held})
+
+
+def test_keys_that_only_look_alike_pass_through() -> None:
+    held = np.ones((HEIGHT, WIDTH), np.float32)
+    result = A.Compose([Haze(p=1.0)], seed=1)(image=photo(), path="photos/depth.jpg", depths_m=3.0, segment=held)
+    assert result["segment"] is held and result["path"] == "photos/depth.jpg"
+    Haze(p=1.0)(image=photo(), depth=held, depth_of_truth=held)
+
+
 def test_a_record_of_another_version_is_refused() -> None:
     record = recorded(Jpeg(p=1.0))(image=photo())["replay"]
     text = json.dumps(record).replace(f'"version": {BY_NAME["jpeg"].version}', '"version": 99')

@@ -118,7 +118,7 @@ def test_a_file_larger_than_the_base_is_averaged_as_inverse_depth() -> None:
         (npy(np.array([["a"]])), "text.npy", "text.npy holds"),
         (npy(np.zeros((20, 30))), "zeros.npy", "zeros.npy has no valid pixel"),
         (npy(np.full((20, 30), np.nan)), "nan.npy", "nan.npy has no valid pixel"),
-        (npy(np.ones((30, 20))), "upright.npy", "upright.npy of 20 x 30 px .* base of 30 x 20 px"),
+        (npy(np.ones((30, 20))), "upright.npy", r"upright.npy is 20 x 30 px, 0.667 times .* its source is 1.500 times"),
         (npy(np.ones((0, 30))), "none.npy", "none.npy holds"),
         (b"v/1\x01", "a.exr", "a.exr"),
     ],
@@ -135,6 +135,23 @@ def test_files_that_do_not_fit_are_named(file_bytes: bytes, file: str, word: str
 def test_bad_settings_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"unit|scale|near_m"):
         depth_provider("given", arguments)
+
+
+def test_a_file_cut_as_the_base_is_told_apart_from_one_of_the_whole_source() -> None:
+    """A square base of a 4:3 source: a square file looks right and is not."""
+    with pytest.raises(ValueError, match=r"a\.npy is 48 x 48 px, 1\.000 times .* its source is 1\.333 times"):
+        GivenDepth("metres").read(npy(metres(48, 48)), "a.npy", base(48, 48), (0.125, 0.0, 0.875, 1.0))
+
+
+@pytest.mark.parametrize(
+    "plane", [np.full((20, 30), 7.0), np.where(np.eye(20, 30) > 0, np.nan, -2.5), np.zeros((20, 30))]
+)
+def test_disparity_without_a_range_is_no_depth(plane: NDArray[np.float64]) -> None:
+    reader = GivenDepth("disparity", near_m=1.0, far_m=50.0)
+    with pytest.raises(ValueError, match=r"flat\.npy is (7|-2\.5|0) all over: disparity without a range says nothing"):
+        reader.read(npy(plane), "flat.npy", base(20, 30))
+    wall = GivenDepth("metres").read(npy(np.full((20, 30), 7.0)), "wall.npy", base(20, 30))
+    assert wall.metric, "a wall has one depth"
 
 
 def test_a_bad_window_is_refused() -> None:
@@ -162,7 +179,7 @@ def test_given_segments() -> None:
     assert held.count == 3 and (held.labels == np.searchsorted([3, 7, 900], labels)).all()
     with pytest.raises(ValueError, match=r"a\.npy holds float32"):
         reader.read(npy(metres()), "a.npy", base(20, 30))
-    with pytest.raises(ValueError, match="another aspect"):
+    with pytest.raises(ValueError, match="another aspect; the file has to cover the whole of its source"):
         GivenSegments().read(encoded(labels, ".png"), "a.png", base(30, 20))
 
 

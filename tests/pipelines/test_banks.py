@@ -90,6 +90,36 @@ def test_a_run_draws_patterns_and_replays_without_the_bank(
     assert 1 <= len(used) <= 3
 
 
+def test_banks_maps_and_dataset_on_s3_are_the_bytes_of_local_folders(
+    make_config: MakeConfig, banks: Path, s3_url: str, tmp_path: Path
+) -> None:
+    names = [*("flare_overlay" if kind == "flare" else f"{kind}_pattern" for kind in KINDS), "haze", "segment_noise"]
+    recipes = [
+        {"name": name, "version": 1, "category": name, "variants": 1, "chain": [{"type": name, "severity": 0.6}]}
+        for name in names
+    ]
+    held: list[dict[str, bytes]] = []
+    for place in (str(tmp_path), s3_url):
+        for kind in KINDS:
+            build_bank(BankOrder(kind, 3, 5, f"{place}/banks/{kind}"), local, lambda made: None)
+            assert hashes(f"{place}/banks/{kind}") == hashes(banks / kind)
+        urls = {kind: f"{place}/banks/{kind}" for kind in KINDS}
+        config = make_config(f"{place}/dataset", recipes=recipes, banks=urls)
+        report = run(config, on_local)
+        assert dict(report.fates) == {"kept": 12 * len(names), "rejected": 0, "failed": 0}
+        snapshot, storage = open_snapshot(config.output), open_storage(config.output)
+        assert verify(snapshot).problems == ()
+        replayed = replay_snapshot(snapshot, None, 0, 1)
+        assert replayed.problems == () and replayed.replayed == 12 * len(names)
+        assert run(config, on_local).parts_made == 0, "what is stored is found again"
+        entries = [entry for part in ("shards/", "bases/", "scene/", "patterns/") for entry in storage.list(part)]
+        held.append({e.name: storage.read(e.name) for e in entries if not e.name.endswith(".marker.json")})
+    kinds = {name.split("/")[0]: name for name in held[0]}
+    assert set(kinds) == {"shards", "bases", "scene", "patterns"}
+    assert len([name for name in held[0] if name.startswith("scene/")]) == 24, "depth and segments of 12 bases"
+    assert held[0] == held[1]
+
+
 def test_another_bank_makes_other_parts(make_config: MakeConfig, banks: Path, tmp_path: Path) -> None:
     recipe = {"name": "p", "version": 1, "category": "c", "variants": 1}
     recipe["chain"] = [{"type": "haze_pattern", "severity": 0.5}]
@@ -237,3 +267,19 @@ def test_a_lost_pattern_gives_its_part_up_and_is_no_bug(make_config: MakeConfig,
     config = make_config(recipes=[recipe], banks={"haze": str(tmp_path / "haze")}, run={"engine": engine})
     with pytest.raises(TooManyFailedError, match=r"patterns/haze-.*\.png is gone"):
         run(config, on_local)
+
+
+def test_a_finished_set_needs_its_bank_no_more_and_an_unfinished_one_does(
+    make_config: MakeConfig, banks: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(banks / "haze", tmp_path / "haze")
+    recipe = {"name": "p", "version": 1, "category": "c", "variants": 1}
+    recipe["chain"] = [{"type": "haze_pattern", "severity": 0.5}]
+    config = make_config(recipes=[recipe], banks={"haze": str(tmp_path / "haze")})
+    first = run(config, on_local)
+    shutil.rmtree(tmp_path / "haze")
+    again = run(config, on_local)
+    assert again.snapshot == first.snapshot and again.parts_made == 0 and again.parts_before == first.parts_made
+    more = config.model_copy(update={"seed": 8})
+    with pytest.raises(ValueError, match=r"haze holds no bank: bank\.json is missing"):
+        run(more, on_local)

@@ -171,7 +171,7 @@ def test_config_faults_are_all_told_with_their_lines(call: Call, config: Path) -
     seed, size = (1 + next(i for i, line in enumerate(lines) if word in line) for word in ('"sead"', '"size_px"'))
     assert said.code == 2
     assert f"{config}:{seed}: sead: unknown key; did you mean 'seed'?" in said.err
-    assert f"{config}:{size}: base.size_px: " in said.err and "(got 3)" in said.err
+    assert f"{config}:{size}: base.size_px: " in said.err and "3 is not allowed" in said.err
     assert "seed: is required" in said.err
 
 
@@ -605,12 +605,12 @@ def test_a_terminal_shows_progress_with_rate_and_time_left(make_config: MakeConf
     code, shown = on_terminal([*PAIRFORGE, "run", str(config), "--local"])
     assert code == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    bars = re.findall(r"rendering \S+ +(\d+)/36 ([\d.]+/(?:s|min)) (\d\d:\d\d)", text)
+    bars = re.findall(r"making \S+ +(\d+)/36 ([\d.]+/(?:s|min)) (\d\d:\d\d)", text)
     assert bars and [int(done) for done, _, _ in bars] == sorted(int(done) for done, _, _ in bars)
     assert "snapshot " in text and "\x1b[1m" in shown, "the head of the table is bold"
     frames = re.split(r"[\r\n]", text)
-    assert all(len(frame) <= 80 for frame in frames if "rendering" in frame)
-    assert "rendering" not in frames[-1]
+    assert all(len(frame) <= 80 for frame in frames if "making" in frame)
+    assert "making" not in frames[-1]
 
 
 def test_a_narrow_terminal_gets_one_line_of_progress(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -618,7 +618,7 @@ def test_a_narrow_terminal_gets_one_line_of_progress(make_config: MakeConfig, tm
     code, shown = on_terminal([*PAIRFORGE, "run", str(config), "--local"], columns=50)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert code == 0
-    assert max(len(frame) for frame in re.split(r"[\r\n]", text) if "rendering" in frame) <= 50
+    assert max(len(frame) for frame in re.split(r"[\r\n]", text) if "making" in frame) <= 50
 
 
 def _alive(session: int) -> set[str]:
@@ -690,7 +690,7 @@ def test_an_interrupted_run_leaves_nothing_half_visible(
 
 def test_ctrl_c_on_a_terminal_says_what_stays(make_config: MakeConfig, tmp_path: Path) -> None:
     config = write_config(make_config(recipes=MANY), tmp_path / "c.yaml")
-    code, shown = on_terminal([*PAIRFORGE, "run", str(config), "--local"], interrupt_at=b"rendering")
+    code, shown = on_terminal([*PAIRFORGE, "run", str(config), "--local"], interrupt_at=b"making")
     assert code == 130
     assert "interrupted; what was committed stays, run again to go on" in shown and "Traceback" not in shown
 

@@ -284,5 +284,7 @@ def test_layers_are_checked_stored_where_a_step_gives_them_and_verify(make_confi
     tars = [shard.tar_name for shard in snapshot.manifest.shards if shard.tar_name]
     held = [("transmission.png" in files) for tar in tars for _, files in read_shard(snapshot.storage, tar)]
     assert any(held) and not all(held)
-    with pytest.raises(ValueError, match="unknown layer 'transmision'; allowed: blur_diameter"):
+    with pytest.raises(
+        ValueError, match=r"unknown layer 'transmision'; did you mean 'transmission'\? \(allowed: blur_diameter"
+    ):
         make_config(recipes=[recipe("mix", chain=either)], shards={**shards, "layers": ["transmision"]})

@@ -210,5 +210,5 @@ def test_the_bottleneck_holds_most_parts() -> None:
     assert bottleneck(idle) is None and "bottleneck" not in _in_stages(idle)
     busy = [StageLoad("decode", 0, 3, 9, 0), StageLoad("judge", 5, 1, 2, 1), StageLoad("write", 0, 1, 2, 0)]
     assert bottleneck(busy) == "judge"
-    assert _in_stages(busy) == "rendering: decode 3, judge 1 (5 waiting), write 1; bottleneck judge"
-    assert _in_stages(busy[1:2]) == "rendering", "of one stage there is nothing to choose"
+    assert _in_stages(busy) == "making: decode 3, judge 1 (5 waiting), write 1; bottleneck judge"
+    assert _in_stages(busy[1:2]) == "judge", "of one stage there is nothing to choose"

@@ -146,10 +146,12 @@ def test_the_command_replays_from_any_folder(made: Made, tmp_path: Path) -> None
 def test_a_count_is_spread_over_the_snapshot(made: Made, count: int, replayed: int | None) -> None:
     total = sum(shard.kept for shard in made.snapshot.manifest.shards)
     work = list(verification._choose(made.snapshot, count))
-    assert sum(len(places) for _, places in work) == (replayed or total)
+    assert sum(len(places) for _, _, places in work) == (replayed or total)
     assert len(work) == min(replayed or total, len(made.snapshot.manifest.shards))
-    for tar_name, places in work:
-        shard = next(shard for shard in made.snapshot.manifest.shards if shard.tar_name == tar_name)
+    for line, tar_name, places in work:
+        shard = next(
+            shard for shard in made.snapshot.manifest.shards if (shard.line, shard.tar_name) == (line, tar_name)
+        )
         assert all(0 <= place < shard.kept for place in places)
 
 
