@@ -11,11 +11,18 @@ INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check -c constrain
 demo: $(VENV)/.demo
 	$(VENV)/bin/pairforge run configs/demo.yaml --sheet out/demo/sheet.png
 
+# The line without weights, on photos that `make demo` degraded; or on yours: make demo-ground-truth PHOTOS=FOLDER
 demo-ground-truth: $(VENV)/.demo
+ifdef PHOTOS
+	$(VENV)/bin/pairforge run configs/demo_ground_truth.yaml --sheet out/my_ground_truth/sheet.png \
+		--set output=out/my_ground_truth --set "sources.0.url=$(PHOTOS)" \
+		--set sources.0.licence=unknown --set "sources.0.group={by: file}"
+else
 	$(VENV)/bin/pairforge run configs/demo.yaml
 	rm -rf out/demo_degraded
 	$(VENV)/bin/pairforge export out/demo out/demo_degraded
 	$(VENV)/bin/pairforge run configs/demo_ground_truth.yaml --sheet out/demo_ground_truth/sheet.png
+endif
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -m "not slow"

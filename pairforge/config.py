@@ -51,16 +51,19 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def load_config(path: Path, model: type[M]) -> M:
-    """Read one YAML file into `model`. Raises ConfigError with a line per problem."""
+def load_config(path: Path, model: type[M], changes: Sequence[str] = ()) -> M:
+    """Read one YAML file into `model`, with `changes` such as `sources.0.url=/photos`.
+
+    Raises ConfigError with a line per problem.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from error
-    return parse_config(text, model, str(path))
+    return parse_config(text, model, str(path), changes)
 
 
-def parse_config(text: str, model: type[M], origin: str) -> M:
+def parse_config(text: str, model: type[M], origin: str, changes: Sequence[str] = ()) -> M:
     """As `load_config`, from text; `origin` is the name that errors show."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -75,11 +78,30 @@ def parse_config(text: str, model: type[M], origin: str) -> M:
     if repeated:
         raise ConfigError(repeated)
     try:
-        return model.model_validate(data)
+        return model.model_validate(_changed(data, changes))
     except ValidationError as error:
         faults = _faults(error, model, root)
         told = [f"{origin}:{fault.line}: {fault.key or 'config'}: {fault.message}" for fault in faults]
         raise ConfigError(tuple(dict.fromkeys(told))) from error
+
+
+def _changed(data: Any, changes: Sequence[str]) -> Any:
+    """`data` with a value, read as YAML, put at each dotted place. Raises ConfigError for a place that is not there."""
+    for change in changes:
+        place, equals, text = change.partition("=")
+        *parents, last = place.split(".")
+        owner: Any = data
+        try:
+            value = yaml.safe_load(text)
+            for name in parents:
+                owner = owner[int(name)] if isinstance(owner, list) else owner.setdefault(name, {})
+            if not equals or not last or not isinstance(owner, list | dict):
+                raise ValueError("allowed: KEY=VALUE, with KEY such as sources.0.url")
+            key: Any = int(last) if isinstance(owner, list) else last
+            owner[key] = value
+        except (ValueError, IndexError, AttributeError, yaml.YAMLError) as error:
+            raise ConfigError([f"--set {change}: {error}"]) from error
+    return data
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from pipelines import cli_banks, cli_runs
+from pipelines import cli_banks, cli_models, cli_runs
 from pipelines.console import (
     FLAWED,
     TERMINATED,
@@ -43,6 +43,7 @@ app = typer.Typer(
 
 app.add_typer(cli_runs.app)
 app.add_typer(cli_banks.app, name="bank")
+app.add_typer(cli_models.app, name="models")
 
 DatasetUrl = Annotated[str, typer.Argument(help="Dataset folder or s3:// URL, or .../snapshots/ID to pin one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -32,15 +32,18 @@ Workers = Annotated[int | None, typer.Option(help="Cores of the embedded Ray; ov
 Address = Annotated[
     str | None, typer.Option(help="Join a running Ray cluster: HOST:PORT, or `auto` on one of its nodes.")
 ]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one value of the config.", metavar="sources.0.url=/photos")
+]
 Log = Annotated[
     str | None, typer.Option(help="Append events to this file as JSON lines; `-` for stderr.", metavar="FILE")
 ]
 
 
 @app.command()
-def validate(config: ConfigPath, as_json: AsJson = False) -> None:
+def validate(config: ConfigPath, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a config; with --json print it with every default filled in."""
-    loaded = _load(config)
+    loaded = _load(config, changes)
     if as_json:
         print_json(loaded.model_dump(mode="json"))
     elif loaded.line == "ground_truth":
@@ -57,6 +60,7 @@ def validate(config: ConfigPath, as_json: AsJson = False) -> None:
 @app.command()
 def plan(
     config: ConfigPath,
+    changes: Changes = None,
     as_json: AsJson = False,
     measure: Annotated[
         int, typer.Option(help="Records to render of each category that no calibration knows.", min=0)
@@ -65,7 +69,7 @@ def plan(
     """Say what a run would do: counts, bytes, time, and what is done already. Writes nothing."""
     from pipelines.estimate import FIELDS, estimate
 
-    found = estimate(_load(config), measure)
+    found = estimate(_load(config, changes), measure)
     if as_json:
         print_json(found)
         return
@@ -94,13 +98,14 @@ def _basis(found: Any) -> str:
 @app.command()
 def calibrate(
     config: ConfigPath,
+    changes: Changes = None,
     records: Annotated[int, typer.Option(help="Records to render of each category.", min=1, max=10_000)] = 16,
     as_json: AsJson = False,
 ) -> None:
     """Measure what a record of each category costs on this machine; `plan` predicts from it without rendering."""
     from pipelines.estimate import calibrate as measure
 
-    found = measure(_load(config), records)
+    found = measure(_load(config, changes), records)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -123,6 +128,7 @@ def calibrate(
 @app.command()
 def run(
     config: ConfigPath,
+    changes: Changes = None,
     local: Local = False,
     workers: Workers = None,
     address: Address = None,
@@ -142,7 +148,7 @@ def run(
     from pipelines.preview import save_sheet
     from pipelines.telemetry import new_run_id, run_log
 
-    loaded = _load(config)
+    loaded = _load(config, changes)
     if sheet is not None:
         check_picture_path(sheet)
     loaded = _with_workers(loaded, local, address, workers)
@@ -209,6 +215,7 @@ def _watchers(progress: Any) -> Any:
 @app.command(name="filter")
 def filter_(
     config: ConfigPath,
+    changes: Changes = None,
     retune: Annotated[
         bool, typer.Option("--retune", help="Decide again from stored values; no source is looked at.")
     ] = False,
@@ -223,7 +230,7 @@ def filter_(
     from pairforge.storage import open_storage
     from pipelines.telemetry import new_run_id, run_log
 
-    loaded = _with_workers(_load(config), local, address, workers)
+    loaded = _with_workers(_load(config, changes), local, address, workers)
     if loaded.line != "ground_truth":
         raise ValueError(f"{config} is a config of the {loaded.line} line; filter takes one with line: ground_truth")
     from pipelines.ground_truth.place import placed
@@ -250,13 +257,14 @@ def _print_funnel(found: Sequence[Any]) -> None:
 @app.command(name="retry-failed")
 def retry_failed(
     config: ConfigPath,
+    changes: Changes = None,
     reason: Annotated[list[str] | None, typer.Option(help="Only records that failed for this reason.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Have failed records tried again: the next run makes their parts anew, under a new path."""
     from pipelines.lines import retry_failed as retry
 
-    count, parts = retry(_load(config), tuple(reason or ("",)))
+    count, parts = retry(_load(config, changes), tuple(reason or ("",)))
     if as_json:
         print_json({"records": count, "parts": parts})
     elif count:
@@ -337,18 +345,19 @@ def remove(
     config: ConfigPath,
     source_ids: Annotated[list[str], typer.Argument(help="24-digit source ids.")],
     why: Annotated[str, typer.Option(help="Reason, kept in the catalog.")],
+    changes: Changes = None,
 ) -> None:
     """Take sources out for good; the next run remakes only the shards that used them."""
     from pairforge.storage import open_storage
     from pipelines.catalog import Catalog
 
-    Catalog(open_storage(_load(config).output)).remove(source_ids, why)
+    Catalog(open_storage(_load(config, changes).output)).remove(source_ids, why)
     out.print(
         f"{len(source_ids)} sources removed; run `pairforge run {escape(str(config))}` for a snapshot without them"
     )
 
 
-def _load(config: Path) -> Any:
+def _load(config: Path, changes: Sequence[str] | None = None) -> Any:
     from pipelines.lines import load_run_config
 
-    return load_run_config(config)
+    return load_run_config(config, changes or ())

@@ -1,6 +1,6 @@
 """The two production lines behind one door: which config is of which line, and what each plans."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,8 +32,11 @@ class PlannedPart(Protocol):
     def records(self) -> tuple[Any, ...]: ...
 
 
-def load_run_config(path: Path) -> AnyConfig:
-    """The config of a run, of the line that it names; one that names none is of synthesis. Raises ConfigError."""
+def load_run_config(path: Path, changes: Sequence[str] = ()) -> AnyConfig:
+    """The config of a run, of the line that it names; one that names none is of synthesis. Raises ConfigError.
+
+    `changes` as in `load_config`.
+    """
     try:
         stated = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -42,8 +45,8 @@ def load_run_config(path: Path) -> AnyConfig:
     if line not in ("synthesis", "ground_truth"):
         raise ConfigError([f"{path}: line: {line!r} is not allowed; allowed: synthesis, ground_truth"])
     if line == "ground_truth":
-        return load_config(path, GroundTruthConfig)
-    return load_config(path, RunConfig)
+        return load_config(path, GroundTruthConfig, changes)
+    return load_config(path, RunConfig, changes)
 
 
 def retry_failed(config: AnyConfig, reasons: tuple[str, ...]) -> tuple[int, int]:

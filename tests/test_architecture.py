@@ -25,6 +25,7 @@ CONTRACT_MAY_IMPORT = {
     *("PIL", "cv2", "fsspec", "numpy", "pairforge", "pyarrow", "pydantic", "pydantic_core", "webdataset", "yaml"),
     *("aiobotocore", "aiohttp", "botocore", "s3fs"),  # with s3:// URLs alone
     *("google", "openai"),  # with remote clients alone
+    *("torch", "transformers"),  # with the local chat alone
 }
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

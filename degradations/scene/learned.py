@@ -7,7 +7,6 @@ Depth: DPT / MiDaS (Ranftl, Bochkovskiy and Koltun, ICCV 2021) and Depth Anythin
 Segments: SAM 2 (Ravi et al., 2024), prompted with a grid of points (Kirillov et al., ICCV 2023).
 """
 
-import hashlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from degradations.scene.given import check_range, relative_to_inverse
 from degradations.scene.sky import sky_among_far
 from degradations.scene.stored import FARTHEST_M, NEAREST_M, DepthMap, SegmentMap, compact_labels, depth_map
 from pairforge.image import Pixels, Plane
+from pairforge.weights import WEIGHTS, model_folder, weights_hash
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _RELATIVE_CONFIDENCE, _METRIC_CONFIDENCE, _SEGMENTS_CONFIDENCE = 0.7, 0.8, 0.8
 
 
@@ -46,7 +45,7 @@ class TransformersDepth:
         focal_frac: float = 1.0,
         map_side_px: int = 518,
     ) -> None:
-        folder = _model_folder(path)
+        folder = model_folder(path)
         check_range(near_m, far_m)
         if map_side_px < 1 or focal_frac <= 0:
             raise ValueError(f"map_side_px {map_side_px} and focal_frac {focal_frac} are not above 0")
@@ -117,7 +116,7 @@ class Sam2Segments:
         least_stability: float = 0.9,
         map_side_px: int = 512,
     ) -> None:
-        folder = _model_folder(path)
+        folder = model_folder(path)
         if points_per_side < 1 or map_side_px < 1:
             raise ValueError(f"points_per_side {points_per_side} and map_side_px {map_side_px} are not above 0")
         from transformers import Sam2Model, Sam2Processor, pipeline
@@ -166,18 +165,6 @@ def paint_masks(masks: list[NDArray[np.bool_]], shape: tuple[int, int]) -> tuple
     return compact.astype(np.uint16), count
 
 
-def _model_folder(path: str) -> Path:
-    folder = Path(path)
-    # Without this the library takes the path for the name of a repository.
-    if not folder.is_dir():
-        raise ValueError(f"no folder of a model at {path}")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{path} holds no config.json: it is no folder of a model")
-    if not any(file.suffix in _WEIGHTS for file in folder.iterdir()):
-        raise ValueError(f"{path} holds no weights ({' '.join(_WEIGHTS)})")
-    return folder
-
-
 def _loaded_model(kind: Any, folder: Path, device: str) -> Any:
     model, report = _loaded(kind, folder, output_loading_info=True)
     # The library fills in what a file lacks at random, and only warns.
@@ -196,13 +183,7 @@ def _loaded(kind: Any, folder: Path, **arguments: Any) -> Any:
 
 def model_hash(path: str) -> str:
     """16 hex digits of the configuration and the weights in a folder. Raises ValueError where it holds no model."""
-    folder = _model_folder(path)
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", *_WEIGHTS)):
-        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return weights_hash(model_folder(path), (".json", *WEIGHTS))
 
 
 def _revision(folder: Path, arguments: str) -> str:

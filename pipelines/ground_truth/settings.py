@@ -4,15 +4,23 @@ A model on this machine is pinned by the hash of its files, a service by its nam
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from filters.clip import PROMPTS as CLIP_PROMPTS
+from filters.clip import PromptSets
 from filters.rules import LicenceRule, Rule
+from filters.statistics import MEASURES
+from filters.vlm import PROMPTS as PRESENCE_PROMPTS
+from filters.vlm import PresencePrompts
 from generators.loop import LoopPolicy
 from generators.prompts import CATEGORIES, Preset, Strategy
 from generators.repeat import MAX_ROUNDS
 from generators.returned import SizeRule
+from pairforge.config import load_config
+from pairforge.config_words import near
 from pairforge.limits import Limits, Patience
 from pairforge.records import Frozen
 from pairforge.remote_base import Endpoint
@@ -50,12 +58,19 @@ class Screen(Frozen):
     def service_name(self) -> str | None:
         return None
 
+    def measures(self) -> frozenset[str] | None:
+        """Names of what it measures; None where only the model knows."""
+        return None
+
 
 class StatisticsScreen(Screen):
     """Weight-free measurements (`filters.statistics.MEASURES`) and the perceptual hash that duplicates are found by."""
 
     scorer: Literal["statistics"]
     name: ScorerName = "statistics"
+
+    def measures(self) -> frozenset[str]:
+        return frozenset(MEASURES)
 
 
 class ModelScreen(Screen):
@@ -75,13 +90,19 @@ class ClipScreen(ModelScreen):
     prompts: str | None = Field(None, description="file of texts by category; ours where absent")
     model_name: str | None = Field(None, description="architecture, where `model` is a bare checkpoint")
 
+    def measures(self) -> frozenset[str]:
+        return frozenset(load_config(Path(self.prompts or CLIP_PROMPTS), PromptSets).categories)
+
 
 class WatermarkScreen(ModelScreen):
     """Watermarks, logos and captions, through OWLv2."""
 
     scorer: Literal["watermark"]
     name: ScorerName = "watermark"
-    least_score: float = Field(0.2, gt=0, lt=1)
+    least_score: float = Field(0.2, gt=0, lt=1, description="of a find that counts as area")
+
+    def measures(self) -> frozenset[str]:
+        return frozenset(("watermark", "watermark_area"))
 
 
 class ClassifierScreen(ModelScreen):
@@ -92,6 +113,9 @@ class ClassifierScreen(ModelScreen):
     labels: tuple[str, ...] = ()
     model_name: str | None = None
     several: bool = Field(False, description="labels may coincide: a logistic each, else a softmax")
+
+    def measures(self) -> frozenset[str] | None:
+        return frozenset(self.labels) or None
 
 
 class VlmScreen(Screen):
@@ -105,6 +129,9 @@ class VlmScreen(Screen):
     @property
     def service_name(self) -> str | None:
         return self.service
+
+    def measures(self) -> frozenset[str]:
+        return frozenset(load_config(PRESENCE_PROMPTS, PresencePrompts).ranges)
 
 
 AnyScreen = Annotated[
@@ -322,17 +349,17 @@ class GroundTruthConfig(BaseConfig):
 
     def _check_measures(self) -> None:
         """A rule may name only what is known by then."""
-        scorers: set[str] = set()
+        known: dict[str, frozenset[str] | None] = {}
         for step in self.screen:
-            scorers.add(step.name)
+            known[step.name] = step.measures()
             for rule in step.rules:
-                _check_measure(f"screen step {step.name}", rule.measure, scorers)
+                _check_measure(f"screen step {step.name}", rule.measure, known)
         for category in self.select.categories:
             measures = [rule.measure for rule in category.when]
             measures += [category.score] if category.score else []
             measures += [category.levels.measure] if category.levels else []
             for measure in measures:
-                _check_measure(f"category {category.name}", measure, scorers)
+                _check_measure(f"category {category.name}", measure, known)
 
     def step(self, scorer: str) -> Screen | None:
         """The first screening step of a kind."""
@@ -371,9 +398,15 @@ SOURCE_VALUES = ("licence", "uri", "folder", "group", "role", "split", "format")
 """Texts that every source has without being measured; `folder` is the name of the folder it lies in."""
 
 
-def _check_measure(where: str, measure: str, scorers: set[str]) -> None:
-    scorer, dot, _ = measure.partition(".")
-    if measure in SOURCE_VALUES or (dot and scorer in scorers):
+def _check_measure(where: str, measure: str, known: Mapping[str, frozenset[str] | None]) -> None:
+    scorer, _, name = measure.partition(".")
+    if measure in SOURCE_VALUES:
         return
-    told = ", ".join([*SOURCE_VALUES, *(f"{name}.MEASURE" for name in sorted(scorers))])
-    raise ValueError(f"{where}: nothing gives {measure!r} by then; known: {told}")
+    if scorer not in known or not name:
+        told = ", ".join([*SOURCE_VALUES, *(f"{scorer}.MEASURE" for scorer in known)])
+        raise ValueError(f"{where}: nothing gives {measure!r} by then; known: {told}")
+    given = known[scorer]
+    if given is not None and name not in given:
+        raise ValueError(
+            f"{where}: {scorer} gives no {name!r}{near(name, sorted(given))}; it gives {', '.join(sorted(given))}"
+        )

@@ -11,7 +11,6 @@ from generators.loop import (
     Assessment,
     Attempt,
     Generate,
-    LoopPolicy,
     LoopResult,
     Outcome,
     feedback_steps,
@@ -74,12 +73,26 @@ class Trial:
     makers: dict[int, Generator] = field(default_factory=dict)
 
     def run(self) -> tuple[LoopResult, Prompt]:
-        """The loop over this record. Raises NoPromptError, InfraError."""
+        """The loop over this record. Raises NoPromptError, InfraError.
+
+        A record that is tried again gets more of what it ran out of; what met passing trouble only goes on, so that
+        nights without money or service change no outcome.
+        """
         prompt = self._prompt()
-        steps = feedback_steps(
-            lambda failed, attempt: self._instruction(prompt, failed, attempt), self._seed, self._policy()
-        )
-        return run_feedback(steps, self._generate, self._assess), prompt
+        own = policy = loop_policy(self.desk.make)
+        for _ in range(1 + self.record.again):
+            steps = feedback_steps(
+                lambda failed, attempt: self._instruction(prompt, failed, attempt), self._seed, policy
+            )
+            result = run_feedback(steps, self._generate, self._assess)
+            if result.outcome is Outcome.UNSCORED:
+                more = {"judge_asks": policy.judge_asks + own.judge_asks}
+            elif result.outcome in (Outcome.MALFORMED, Outcome.WRONG_SIZE):
+                more = {"max_regenerations": policy.max_regenerations + own.max_regenerations + 1}
+            else:
+                break
+            policy = policy.model_copy(update=more)
+        return result, prompt
 
     def fate(self, result: LoopResult) -> tuple[Fate, str]:
         """Fate and reason of a record that ended so."""
@@ -124,18 +137,12 @@ class Trial:
             qc={"values": self.numbers.get(chosen, {}), "limits": make.checks.model_dump(mode="json")},
         )
 
-    def _policy(self) -> LoopPolicy:
-        """A record that is tried again gets as many attempts and asks once more: those it had are final."""
-        policy, times = loop_policy(self.desk.make), 1 + self.record.again
-        regenerations = (policy.max_regenerations + 1) * times - 1
-        return policy.model_copy(update={"max_regenerations": regenerations, "judge_asks": policy.judge_asks * times})
-
     def _prompt(self) -> Prompt:
         strategy, writer = self.desk.make.prompts.strategy, self.desk.writer
         if writer is None:
             return write_prompt(self.base.pixels, self.desk.category, strategy, None)
         assert self.desk.partition is not None
-        asks = self._policy().judge_asks
+        asks = loop_policy(self.desk.make).judge_asks * (1 + self.record.again)
         for ask in range(1, asks + 1):
             try:
                 with paying(self.desk.partition, self.record.key, "prompt", ask):

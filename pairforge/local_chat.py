@@ -4,7 +4,6 @@ torch and transformers are loaded by the constructor; nothing is ever downloaded
 question gets the same answer, and asking again after a malformed one is of no use.
 """
 
-import hashlib
 import io
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 
 from pairforge.protocols import BackendError, Trouble, Usage
 from pairforge.remote_base import ChatRequest, Reply
-from qc.judges import ChatJudge
+from pairforge.weights import weights_hash
 
-_WEIGHTS = (".safetensors", ".bin")
+_FILES = (".json", ".jinja", ".safetensors", ".bin")
+"""What of a folder determines answers."""
 
 
 class TransformersChat:
-    """A `qc.judges.Chat` over a model folder (Qwen3-VL and its like) on `device` ("cpu", "cuda", "cuda:1").
+    """Answers a ChatRequest by a model folder (Qwen3-VL and its like) on `device` ("cpu", "cuda", "cuda:1").
 
     `dtype` as torch names it ("bfloat16" on GPUs). An answer longer than `max_new_tokens` is malformed, as it is cut.
     Raises ValueError for a folder that is missing or cannot be loaded.
@@ -47,7 +47,7 @@ class TransformersChat:
             raise ValueError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}")
         self._model: Any = model.to(device).eval()
         self._device, self._max_new_tokens = device, max_new_tokens
-        self.revision = f"{_folder_hash(folder)}-transformers{version('transformers')}-{dtype}-{max_new_tokens}"
+        self.revision = f"{chat_hash(path)}-transformers{version('transformers')}-{dtype}-{max_new_tokens}"
 
     def ask(self, request: ChatRequest) -> Reply:
         """The answer in UTF-8. Its schema, temperature and seed hold nothing back here: decoding is greedy and free.
@@ -77,13 +77,6 @@ class TransformersChat:
         return set(end) if isinstance(end, list) else {end}
 
 
-class TransformersJudge(ChatJudge):
-    """`ChatJudge` over a model folder; arguments of `TransformersChat`."""
-
-    def __init__(self, path: str, device: str = "cpu", dtype: str = "float32", max_new_tokens: int = 1024) -> None:
-        super().__init__(TransformersChat(path, device, dtype, max_new_tokens))
-
-
 def _messages(request: ChatRequest) -> list[dict[str, Any]]:
     from PIL import Image
 
@@ -93,11 +86,6 @@ def _messages(request: ChatRequest) -> list[dict[str, Any]]:
     return [*system, {"role": "user", "content": [*content, {"type": "text", "text": request.text}]}]
 
 
-def _folder_hash(folder: Path) -> str:
-    """16 hex digits over the names and bytes of configuration and weights."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".jinja", *_WEIGHTS)):
-        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+def chat_hash(path: str) -> str:
+    """16 hex digits over the names and bytes of configuration and weights in a folder."""
+    return weights_hash(Path(path), _FILES)

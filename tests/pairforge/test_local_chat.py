@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from pairforge.image import Pixels, encode_png
+from pairforge.local_chat import TransformersChat
 from pairforge.protocols import ASPECTS, BackendError, Trouble
 from pairforge.remote_base import ChatRequest, Picture
-from qc.local_chat import TransformersChat, TransformersJudge
+from qc.judges import ChatJudge
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -144,9 +145,10 @@ def test_a_cut_answer_is_malformed(folder: Path, images: tuple[Pixels, Pixels]) 
 def test_a_random_model_judges_nothing(
     folder: Path, images: tuple[Pixels, Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = TransformersJudge(str(folder), max_new_tokens=8)
+    chat: Any = TransformersChat(str(folder), max_new_tokens=8)
+    judge = ChatJudge(chat)
     for ends in (set(), set(range(300))):
-        monkeypatch.setattr(judge._chat, "_ends", lambda ends=ends: ends)
+        monkeypatch.setattr(chat, "_ends", lambda ends=ends: ends)
         with pytest.raises(BackendError) as caught:
             judge.judge(images[0], images[0], "noise")
         assert caught.value.trouble is Trouble.MALFORMED
@@ -155,9 +157,9 @@ def test_a_random_model_judges_nothing(
 def test_an_answer_that_is_right_is_read(
     folder: Path, images: tuple[Pixels, Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = TransformersJudge(str(folder), max_new_tokens=8)
+    chat: Any = TransformersChat(str(folder), max_new_tokens=8)
+    judge = ChatJudge(chat)
     good = json.dumps({**{name: {"reason": "x", "score": 90} for name in ASPECTS}, "verdict": "Accept"})
-    chat: Any = judge._chat
     monkeypatch.setattr(chat, "_ends", lambda: set(range(300)))
     monkeypatch.setattr(chat._processor, "decode", lambda *_, **__: good)
     assert judge.judge(images[0], images[0], "noise").scores == dict.fromkeys(ASPECTS, 90)
