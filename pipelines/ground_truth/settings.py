@@ -407,6 +407,5 @@ def _check_measure(where: str, measure: str, known: Mapping[str, frozenset[str] 
         raise ValueError(f"{where}: nothing gives {measure!r} by then; known: {told}")
     given = known[scorer]
     if given is not None and name not in given:
-        raise ValueError(
-            f"{where}: {scorer} gives no {name!r}{near(name, sorted(given))}; it gives {', '.join(sorted(given))}"
-        )
+        listed = ", ".join(sorted(given))
+        raise ValueError(f"{where}: {scorer} gives no {name!r}{near(name, sorted(given))}; it gives {listed}")
