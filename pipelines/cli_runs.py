@@ -66,10 +66,14 @@ def plan(
         int, typer.Option(help="Records to render of each category that no calibration knows.", min=0)
     ] = 2,
 ) -> None:
-    """Say what a run would do: counts, bytes, time, and what is done already. Writes nothing."""
+    """Say what a run would do: counts, bytes, time, money, and what is done already. Writes and spends nothing."""
     from pipelines.estimate import FIELDS, estimate
 
-    found = estimate(_load(config, changes), measure)
+    loaded = _load(config, changes)
+    if loaded.line == "ground_truth":
+        _plan_truth(loaded, str(config), as_json)
+        return
+    found = estimate(loaded, measure)
     if as_json:
         print_json(found)
         return
@@ -90,6 +94,17 @@ def plan(
         out.print(f"core-hours {found['core_hours_left']:.2f}, GPU-hours {found['gpu_hours_left']:.2f}{stored}")
 
 
+def _plan_truth(loaded: Any, config: str, as_json: bool) -> None:
+    from pipelines.cli_truth import print_truth_plan
+    from pipelines.ground_truth.estimate import estimate_truth
+
+    found = estimate_truth(loaded)
+    if as_json:
+        print_json(found)
+    else:
+        print_truth_plan(found, config)
+
+
 def _basis(found: Any) -> str:
     told = [f"the calibration of {len(found['calibrated'])} categories"] if found["calibrated"] else []
     return " and ".join([*told, *([f"{found['measured']} records rendered here"] if found["measured"] else [])])
@@ -105,7 +120,13 @@ def calibrate(
     """Measure what a record of each category costs on this machine; `plan` predicts from it without rendering."""
     from pipelines.estimate import calibrate as measure
 
-    found = measure(_load(config, changes), records)
+    loaded = _load(config, changes)
+    if loaded.line == "ground_truth":
+        raise ValueError(
+            f"{config}: a record of the ground-truth line costs money, so none is made to measure it; "
+            "`pairforge plan` predicts from what committed parts cost, so run on a few sources first"
+        )
+    found = measure(loaded, records)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -288,12 +309,16 @@ def _in_stages(loads: Sequence[Any]) -> str:
 
 def _report(report: Any) -> dict[str, Any]:
     fields = ("snapshot", "published", "parts_made", "parts_before", "sources", "fates", "reasons")
-    return {**{name: getattr(report, name) for name in fields}, "seconds": round(report.seconds, 1)}
+    truth = ("funnel", "unmade", "unmeasured", "usd") if hasattr(report, "funnel") else ()
+    return {**{name: getattr(report, name) for name in (*fields, *truth)}, "seconds": round(report.seconds, 1)}
 
 
 def _print_run(report: Any, snapshot: Any, output: str, config: Path, sheet: Path | None) -> None:
     print_summary(snapshot)
-    out.print(f"sources: {in_words(report.sources)}")
+    if hasattr(report, "funnel"):
+        _print_truth(report)
+    else:
+        out.print(f"sources: {in_words(report.sources)}")
     if report.reasons:
         out.print(f"not kept: {in_words(report.reasons)}")
     made = f"{report.parts_made} shards made" if report.parts_made else "nothing left to do"
@@ -313,30 +338,47 @@ def _print_run(report: Any, snapshot: Any, output: str, config: Path, sheet: Pat
         out.print(f"  {escape(shlex.join([called, *command]))}")
 
 
+def _print_truth(report: Any) -> None:
+    _print_funnel(report.funnel)
+    if report.unmeasured:
+        out.print(f"{report.unmeasured} sources could not be measured for now; the next run measures them")
+    if report.unmade:
+        out.print(f"the budget is spent: {report.unmade} parts are not made; raise budget.cap_usd and run again")
+    if report.usd:
+        out.print(f"spent on this output so far: {report.usd:.2f} USD")
+
+
 @app.command()
 def status(
     target: Annotated[str, typer.Argument(help="Config, or dataset folder or s3:// URL.")], as_json: AsJson = False
 ) -> None:
-    """How far the latest run is; reads storage alone, so any machine can ask."""
+    """How far the latest run is, and what it has spent; reads storage alone, so any machine can ask."""
     from pairforge.storage import open_storage
+    from pipelines.cli_truth import print_truth_status
+    from pipelines.ground_truth.status import is_truth, truth_status
     from pipelines.publication import read_status
 
-    url = _load(Path(target)).output if target.endswith((".yaml", ".yml")) else target
+    loaded = _load(Path(target)) if target.endswith((".yaml", ".yml")) else None
+    url = loaded.output if loaded else target
+    storage = open_storage(url)
+    of_truth = is_truth(storage)
     try:
-        found = read_status(open_storage(url))
+        found = truth_status(storage, loaded and loaded.budget.cap_usd) if of_truth else read_status(storage)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no run has written to {url} yet") from error
     if as_json:
         print_json(found)
         return
     out.print(
-        f"{found['name']}: {found['records_done']} of {found['records']} records, "
+        f"{found['name'] or 'nothing is planned yet'}: {found['records_done']} of {found['records']} records, "
         f"{found['parts_done']} of {found['parts']} parts, {human_bytes(found['bytes'])}"
     )
     out.print(
         f"kept {found['kept']}, rejected {found['rejected']}, failed {found['failed']}"
         + (f" ({in_words(found['reasons'])})" if found["reasons"] else "")
     )
+    if of_truth:
+        print_truth_status(found)
     out.print(f"latest snapshot: {found['latest_snapshot'] or 'none'}")
 
 

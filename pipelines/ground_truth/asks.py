@@ -1,7 +1,7 @@
 """What a config asks of services, how often at least and at most, and what is reserved for it. Nobody is contacted."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,8 +64,7 @@ def make_asks(config: GroundTruthConfig, category: str) -> list[Ask]:
             for stated in (make.generator, make.fallback)
             if stated is not None
         ]
-        least_usd, most_usd = [ask.least_usd for ask in asks], [ask.most_usd for ask in asks]
-        found.append(replace(asks[0], least_usd=one_of(min, least_usd), most_usd=one_of(max, most_usd)))
+        found.append(replace(asks[0], most_usd=dearest([ask.most_usd for ask in asks])))
     if isinstance(make.judge, ServiceJudgeFrom):
         chat = open_remote(config.services[make.judge.service])
         request = ChatJudge(chat).request(_PICTURE, _PICTURE, category)
@@ -103,10 +102,10 @@ def times(each: Usd, count: float | None) -> Usd:
     return None if each is None or count is None else each * count
 
 
-def one_of(which: Callable[[list[float]], float], prices: Sequence[Usd]) -> Usd:
-    """`min` or `max` of prices that are all known."""
+def dearest(prices: Sequence[Usd]) -> Usd:
+    """The highest price; None as soon as one is not known."""
     known = [price for price in prices if price is not None]
-    return which(known) if len(known) == len(prices) else None
+    return max(known) if len(known) == len(prices) else None
 
 
 def each_usd(asks: Sequence[Ask]) -> tuple[Usd, Usd]:

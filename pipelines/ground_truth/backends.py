@@ -4,8 +4,10 @@ Weight-free ones are used as they are. Whatever asks a model, here or at a servi
 a resumed run neither pays nor computes twice: a model on this machine is a client that costs nothing.
 """
 
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +21,16 @@ from pairforge.config import fingerprint
 from pairforge.image import Pixels, decode_png
 from pairforge.limits import ClockedGate, GateLike, Limits, Patience
 from pairforge.protocols import Generator, Judge, Usage
-from pairforge.remote import BudgetLike, ChatRequest, EditRequest, Paid, Reply, Request, open_remote
+from pairforge.remote import (
+    BackendMisconfigured,
+    BudgetLike,
+    ChatRequest,
+    EditRequest,
+    Paid,
+    Reply,
+    Request,
+    open_remote,
+)
 from pairforge.remote_base import question_of
 from pipelines.ground_truth.services import Shared
 from pipelines.ground_truth.settings import (
@@ -43,6 +54,8 @@ from qc.judges import ChatJudge, MetricJudge
 
 Values = dict[str, Value | list[float]]
 _AT_A_TIME = 16
+_HASH = re.compile(r"[0-9a-f]{16}")
+"""The part of a revision that names the weights."""
 ASKED = {"backend", "model", "options"}
 """What of a service determines its answers."""
 
@@ -107,32 +120,20 @@ class Backends:
         return self._clients[service]
 
     def measurer(self, screen: AnyScreen) -> Measurer:
-        """Raises ValueError where a model does not have the weights that the config names."""
+        """Raises BackendMisconfigured for a model that cannot be loaded, or has other weights than the config names."""
         match screen:
             case StatisticsScreen():
                 return _Weightless()
-            case ClipScreen():
-                return _Clip(screen)
             case VlmScreen():
                 from filters.vlm import ChatScorer
 
                 return _OneByOne(ChatScorer(self.client(screen.service)))
-            case WatermarkScreen():
-                from filters.watermark import Owlv2Watermarks
-
-                found: Any = Owlv2Watermarks(screen.model, screen.device, least_score=screen.least_score)
-            case ClassifierScreen():
-                from filters.classifier import TimmClassifier
-
-                labels, name = screen.labels, screen.model_name
-                found = TimmClassifier(
-                    screen.model, screen.device, labels=labels, model_name=name, several=screen.several
-                )
-        _check_weights(screen.model, screen.weights, found.revision)
-        return _OneByOne(found)
+            case _:
+                with _loading(screen.device):
+                    return _local_measurer(screen)
 
     def generator(self, stated: AnyGenerator, category: str) -> Generator:
-        """Raises ValueError as `measurer`."""
+        """Raises BackendMisconfigured as `measurer`."""
         match stated:
             case ClassicalFrom():
                 return ClassicalGenerator(None if category in ("general_mixed", "old_photo") else category)
@@ -143,7 +144,7 @@ class Backends:
                 return self._diffusers(stated)
 
     def judge(self, stated: AnyJudge, gain_rule: Any) -> Judge:
-        """Raises ValueError as `measurer`."""
+        """Raises BackendMisconfigured as `measurer`."""
         match stated:
             case MetricJudgeFrom():
                 return MetricJudge(gain_rule)
@@ -156,8 +157,9 @@ class Backends:
         if stated.model not in self._pipelines:
             from generators.diffusion import DiffusersGenerator
 
-            made = DiffusersGenerator(stated.model, stated.options, stated.device, stated.dtype, stated.offload)
-            _check_weights(stated.model, stated.weights, made.revision)
+            with _loading(stated.device):
+                made = DiffusersGenerator(stated.model, stated.options, stated.device, stated.dtype, stated.offload)
+                _check_weights(stated.model, stated.weights, made.revision)
 
             def answer(request: Request) -> Reply:
                 assert isinstance(request, EditRequest)
@@ -172,8 +174,9 @@ class Backends:
         if model not in self._chats:
             from pairforge.local_chat import TransformersChat
 
-            chat = TransformersChat(model, device)
-            _check_weights(model, weights, chat.revision)
+            with _loading(device):
+                chat = TransformersChat(model, device, "float32" if device == "cpu" else "bfloat16")
+                _check_weights(model, weights, chat.revision)
 
             def answer(request: Request) -> Reply:
                 assert isinstance(request, ChatRequest)
@@ -191,9 +194,51 @@ def _free(client: LocalClient) -> Paid:
     return Paid(client, ClockedGate(Limits()), _Free(), Patience())
 
 
+@contextmanager
+def _loading(device: str) -> Iterator[None]:
+    """Raises BackendMisconfigured where a model cannot be loaded: no other part of the run would fare better."""
+    try:
+        import torch
+
+        torch.empty(0, device=device)
+    except ImportError as error:
+        raise BackendMisconfigured(f"models need torch: pip install 'pairforge[models]' ({error})") from error
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BackendMisconfigured(f"device {device!r} cannot be used here: {reason}") from error
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise BackendMisconfigured(str(error)) from error
+
+
 def _check_weights(model: str, pinned: str, revision: str) -> None:
-    if pinned not in revision:
-        raise ValueError(f"{model} is not the model that the config pins ({pinned}); it is {revision}")
+    found = next(part for part in revision.split("-") if _HASH.fullmatch(part))
+    if found != pinned:
+        raise ValueError(f"{model} is not the model that the config pins: weights are {found}, not {pinned}")
+
+
+def _local_measurer(screen: ClipScreen | WatermarkScreen | ClassifierScreen) -> Measurer:
+    model, device = screen.model, screen.device
+    found: Any
+    match screen:
+        case ClipScreen():
+            from filters.clip import PROMPTS, ClipZeroShot
+
+            prompts = Path(screen.prompts) if screen.prompts else PROMPTS
+            found = ClipZeroShot(model, device, prompts=prompts, model_name=screen.model_name)
+        case WatermarkScreen():
+            from filters.watermark import Owlv2Watermarks
+
+            found = Owlv2Watermarks(model, device, least_score=screen.least_score)
+        case ClassifierScreen():
+            from filters.classifier import TimmClassifier
+
+            found = TimmClassifier(
+                model, device, labels=screen.labels, model_name=screen.model_name, several=screen.several
+            )
+    _check_weights(model, screen.weights, found.revision)
+    return _Clip(found) if isinstance(screen, ClipScreen) else _OneByOne(found)
 
 
 class _Weightless:
@@ -209,12 +254,8 @@ class _Weightless:
 class _Clip:
     at_a_time = _AT_A_TIME
 
-    def __init__(self, screen: ClipScreen) -> None:
-        from filters.clip import PROMPTS, ClipZeroShot
-
-        prompts = Path(screen.prompts) if screen.prompts else PROMPTS
-        self._clip = ClipZeroShot(screen.model, screen.device, prompts=prompts, model_name=screen.model_name)
-        _check_weights(screen.model, screen.weights, self._clip.revision)
+    def __init__(self, clip: Any) -> None:
+        self._clip = clip
 
     def measure(self, pictures: list[Pixels]) -> list[Values]:
         embeddings = self._clip.embed(pictures)

@@ -96,8 +96,8 @@ class _Stream:
 
 
 def plan_truth(config: GroundTruthConfig, catalog: Catalog) -> Iterator[TruthPart]:
-    """All parts in a stable order. Slots of removed sources stay empty; of categories that are gone there are none."""
-    slots = list(read_slots(catalog.storage))
+    """All parts in a stable order. Slots that were taken back, or whose source was removed, stay empty."""
+    slots = read_slots(catalog.storage)
     wanted = frozenset(slot.source_id for slot in slots) - catalog.removed()
     rows = {row.source_id: row for batch in catalog.read_batches() for row in batch if row.source_id in wanted}
     retries = read_retries(catalog.storage)
@@ -118,7 +118,7 @@ def plan_truth(config: GroundTruthConfig, catalog: Catalog) -> Iterator[TruthPar
         if slot.category not in headers:
             continue
         stream = streams.setdefault((slot.category, slot.split), _Stream())
-        row = rows.get(slot.source_id)
+        row = rows.get(slot.source_id) if slot.given else None
         if row is not None:
             stream.records.append(SelectedRecord(key_of(slot), row, slot.level, slot.values, 0))
         stream.slots += 1

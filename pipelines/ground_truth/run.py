@@ -26,13 +26,14 @@ from pipelines.carry import (
 )
 from pipelines.catalog import Catalog
 from pipelines.engine import Engine
+from pipelines.ground_truth.asks import make_asks
 from pipelines.ground_truth.lease import Hold, leased
 from pipelines.ground_truth.make import MAKE
 from pipelines.ground_truth.place import Place
 from pipelines.ground_truth.plan import TruthPart, make_settings, plan_truth
 from pipelines.ground_truth.report import count_sources, funnel, refusals
 from pipelines.ground_truth.screen import Chunk, ScreenSettings, chunks, screen_stages
-from pipelines.ground_truth.select import PASSED, Selection, select, standings_table, write_slots
+from pipelines.ground_truth.select import PASSED, Selection, read_slots, select, standings_table, write_slots
 from pipelines.ground_truth.services import Shared
 from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, ModelScreen, Service
 from pipelines.ground_truth.trial import OVER_BUDGET
@@ -159,7 +160,11 @@ class _Line:
     def made(self, selection: Selection, started: float) -> TruthReport:
         """Make what is selected and not committed, and publish."""
         config, storage, watchers = self._config, self._storage, self._watchers
-        self._send_again()
+        standing = frozenset((each.source_id, each.category) for each in selection.standings if each.phase == PASSED)
+        spends = spend(storage)
+        spent_usd = total(spends).usd
+        self._take_back(standing)
+        self._send_again(spent_usd)
         parts = list(plan_truth(config, self.catalog))
         planned = outline_of(((part.shard, len(part.records)) for part in parts), storage)
         watchers.on_plan(planned)
@@ -167,7 +172,12 @@ class _Line:
         write_run_file(storage, config, planned)
         failpoint("after-plan")
         tally = Tally()
-        pending = [part for part in parts if part.shard.marker not in planned.done]
+        pending = [
+            part
+            for part in parts
+            if part.shard.marker not in planned.done
+            and (part.partition in spends or self._has_room(part.category, spent_usd))
+        ]
         if pending:
             watched = replace(watchers, on_tick=self._on_tick)
             shared = self._open(config.used_services())
@@ -179,10 +189,16 @@ class _Line:
             carry_parts(storage, config.run, iter(pending), tally, backend, watched, _spent_out)
         raise_given_up(tally)
         self._hold.check()
-        return self._published(selection, parts, tally, planned.done, started)
+        return self._published(selection, standing, parts, tally, planned.done, started)
 
     def _published(
-        self, selection: Selection, parts: Sequence[TruthPart], tally: Tally, before: frozenset[str], started: float
+        self,
+        selection: Selection,
+        standing: frozenset[tuple[str, str]],
+        parts: Sequence[TruthPart],
+        tally: Tally,
+        before: frozenset[str],
+        started: float,
     ) -> TruthReport:
         config, storage = self._config, self._storage
         present = {entry.name for entry in storage.list("shards/")}
@@ -194,7 +210,6 @@ class _Line:
         check_failed(config.run, storage, all_of_it, final=True)
         if not markers:
             raise InfraError("no part could be made: the budget is spent; raise budget.cap_usd and run again")
-        standing = {(each.source_id, each.category) for each in selection.standings if each.phase == PASSED}
         excluded = [
             record.key
             for part in there
@@ -220,17 +235,39 @@ class _Line:
             usd=total(spend(storage)).usd,
         )
 
-    def _send_again(self) -> None:
+    def _take_back(self, standing: frozenset[tuple[str, str]]) -> None:
+        """Nothing is spent on what new rules refuse: its slot is taken back unless its pair is made already."""
+        present = {entry.name for entry in self._storage.list("shards/")}
+        refused = {
+            (record.source.source_id, part.category)
+            for part in plan_truth(self._config, self.catalog)
+            if part.shard.marker not in present
+            for record in part.records
+        } - standing
+        if refused:
+            slots = [slot for slot in read_slots(self._storage) if (slot.source_id, slot.category) in refused]
+            taken = [slot._replace(given=False) for slot in slots if slot.given]
+            write_slots(self._storage, taken, self._config.shards.records_per_shard)
+            note("taken back", sources=len(taken))
+
+    def _has_room(self, category: str, spent_usd: float) -> bool:
+        """Whether the budget leaves room for the first request of a record."""
+        cap, asks = self._config.budget.cap_usd, make_asks(self._config, category)
+        return cap is None or not asks or spent_usd + (asks[0].most_usd or 0.0) <= cap
+
+    def _send_again(self, spent_usd: float) -> None:
         """Records that failed for passing reasons before are due: their parts are made again."""
-        cap = self._config.budget.cap_usd
-        has_room = cap is None or total(spend(self._storage)).usd < cap
         due: dict[str, list[str]] = {}
         for part in plan_truth(self._config, self.catalog):
             try:
                 marker = read_marker(self._storage, part.shard.marker)
             except FileNotFoundError:
                 continue
-            passing = tuple(r for r in marker.reasons if r.startswith(TRANSIENT) and (has_room or r != OVER_BUDGET))
+            passing = tuple(
+                reason
+                for reason in marker.reasons
+                if reason.startswith(TRANSIENT) and (reason != OVER_BUDGET or self._has_room(part.category, spent_usd))
+            )
             if keys := failed_keys(self._storage, marker, passing) if passing else []:
                 due[part.content] = keys
         if due:

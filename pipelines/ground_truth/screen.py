@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filters.rules import LicenceRule, RangeRule, UnmeasuredError, Value, decide
 from pairforge.config import fingerprint
+from pairforge.image import Pixels
 from pairforge.journal import Partition
+from pairforge.journal_spend import seal
 from pairforge.protocols import TRANSIENT, BackendError
 from pairforge.records import Frozen, InfraError, SampleError
 from pairforge.remote import paying
@@ -146,7 +149,11 @@ class ScreenStep:
                 write_measured(self._storage, self._address, chunk.number, found)
             known |= found
         values = merged(chunk.values, self._step.name, known)
-        rows = tuple(row for row in chunk.rows if passes(values[row.source_id], self._step.rules))
+        rows = tuple(
+            row
+            for row in chunk.rows
+            if has_values(known.get(row.source_id)) and passes(values[row.source_id], self._step.rules)
+        )
         counts = (*chunk.measured, len(missing))
         if self._last:
             return Chunk(chunk.number, (), {}, counts)
@@ -159,8 +166,9 @@ class ScreenStep:
         if isinstance(self._step, VlmScreen):
             partition = Partition(self._storage, f"screen-{self._step.name}-{number:08d}")
             with ThreadPoolExecutor(self._settings.in_flight) as pool:
-                answers = pool.map(lambda row: self._asked(partition, self._step.name, row), rows)
-                return {row.source_id: found for row, found in zip(rows, answers, strict=True) if found is not None}
+                answers = list(pool.map(lambda row: self._asked(partition, self._step.name, row), rows))
+            seal(self._storage, partition.name)
+            return {row.source_id: found for row, found in zip(rows, answers, strict=True) if found is not None}
         found: dict[str, Measured] = {}
         for start in range(0, len(rows), self._opened.at_a_time):
             found |= self._measure_some(rows[start : start + self._opened.at_a_time])
@@ -171,22 +179,26 @@ class ScreenStep:
         pictures = []
         for row in rows:
             try:
-                pictures.append((row, cut_source(row, self._settings.base, self._settings.folder)))
+                pictures.append((row, self._cut(row)))
             except SampleError as refusal:
                 found[row.source_id] = Measured({}, refusal.reason, refusal.detail)
-            except OSError as fault:
-                raise InfraError(f"while reading {row.uri}: {fault}") from fault
         assert self._opened is not None
         if pictures:
             values = self._opened.measure([pixels for _, pixels in pictures])
-            found |= {row.source_id: Measured(each) for (row, _), each in zip(pictures, values, strict=True)}
+            found |= {row.source_id: _checked(each) for (row, _), each in zip(pictures, values, strict=True)}
         return found
+
+    def _cut(self, row: CatalogRow) -> Pixels:
+        try:
+            return cut_source(row, self._settings.base, self._settings.folder)
+        except OSError as fault:
+            raise InfraError(f"while reading {row.uri}: {fault}") from fault
 
     def _asked(self, partition: Partition, name: str, row: CatalogRow) -> Measured | None:
         """What a service says of one source; None where trouble may pass."""
         assert isinstance(self._step, VlmScreen) and self._opened is not None
         try:
-            pixels = cut_source(row, self._settings.base, self._settings.folder)
+            pixels = self._cut(row)
         except SampleError as refusal:
             return Measured({}, refusal.reason, refusal.detail)
         for ask in range(1, self._step.asks + 1):
@@ -198,6 +210,18 @@ class ScreenStep:
                 if error.trouble in TRANSIENT:
                     return None
         return Measured({}, last.trouble.value, last.detail)
+
+
+def _checked(values: Values) -> Measured:
+    """What a model gave; numbers that are none decide nothing."""
+    for name, value in values.items():
+        if not isinstance(value, str) and value is not None and not np.isfinite(value).all():
+            return Measured({}, "not_finite", f"{name} is not finite")
+    return Measured(values)
+
+
+def has_values(measured: Measured | None) -> bool:
+    return measured is not None and not measured.trouble
 
 
 def merged(before: Mapping[str, Values], name: str, known: Mapping[str, Measured]) -> dict[str, Values]:

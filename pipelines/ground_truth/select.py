@@ -49,13 +49,17 @@ class Standing(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A selected source. `values` are canonical JSON of all that was measured when it was selected."""
+    """A selected source. `values` are canonical JSON of all that was measured when it was selected.
+
+    `given` is False for one that was taken back before its pair was made: its place stays empty.
+    """
 
     source_id: str
     category: str
     split: str
     level: int
     values: str
+    given: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def select(config: GroundTruthConfig, catalog: Catalog, storage: Storage) -> Sel
             unfinished.append(chunk.number)
     candidates = _refuse(candidates, _leaked(config, storage, candidates), refused)
     candidates = _refuse(candidates, _duplicates(config, candidates), refused)
-    held = frozenset((slot.source_id, slot.category) for slot in read_slots(storage))
+    held = frozenset((slot.source_id, slot.category) for slot in read_slots(storage) if slot.given)
     candidates = _refuse(candidates, _beyond_quota(config, candidates, held), refused)
     ordered = sorted([*refused.items(), *((each.order, each.standing) for each in candidates)])
     fresh = [each for each in candidates if each.slot not in held]
@@ -323,23 +327,35 @@ def _lot(seed: int, source_id: str) -> str:
     return hashlib.sha256(f"select:{seed}:{source_id}".encode()).hexdigest()
 
 
-def read_slots(storage: Storage) -> Iterator[Slot]:
-    """All slots ever given, in their order. Raises InfraError where a batch is missing."""
+def read_slots(storage: Storage) -> list[Slot]:
+    """All slots ever given, in their order; those taken back say so. Raises InfraError where a batch is missing."""
     names = [entry.name for entry in storage.list(SELECTED) if entry.name.endswith(".parquet")]
     if names != [_batch_name(number) for number in range(len(names))]:
         raise InfraError(f"batches of selected sources are not numbered without gaps: {names}")
+    slots: list[Slot] = []
+    places: dict[tuple[str, str], int] = {}
     for name in names:
         table = pq.ParquetFile(io.BytesIO(storage.read(name))).read(use_threads=False)
-        yield from map(Slot._make, zip(*(table[field].to_pylist() for field in Slot._fields), strict=True))
+        for row in map(Slot._make, zip(*(table[field].to_pylist() for field in Slot._fields), strict=True)):
+            which = (row.source_id, row.category)
+            if row.given:
+                places[which] = len(slots)
+                slots.append(row)
+            else:
+                slots[places[which]] = row
+    return slots
 
 
 def write_slots(storage: Storage, fresh: Sequence[Slot], records_per_shard: int) -> None:
-    """Give slots to sources. Raises ValueError where parts had another length before, InfraError for another run."""
+    """Give slots to sources, or take them back.
+
+    Raises ValueError where parts had another length before, InfraError where another run selects too.
+    """
     _pin(storage, records_per_shard)
     if not fresh:
         return
     number = sum(entry.name.endswith(".parquet") for entry in storage.list(SELECTED))
-    kinds = {int: pa.int64(), str: pa.string()}
+    kinds = {int: pa.int64(), str: pa.string(), bool: pa.bool_()}
     columns = {
         field: pa.array([getattr(slot, field) for slot in fresh], kinds[Slot.__annotations__[field]])
         for field in Slot._fields

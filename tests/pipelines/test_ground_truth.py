@@ -227,15 +227,41 @@ def test_a_slot_is_for_ever(tmp_path: Path, photos: dict[str, Pixels]) -> None:
     config = truth_config(tmp_path / "out", folder)
     run_truth(config, here())
     storage = open_storage(config.output)
-    slots = list(read_slots(storage))
+    slots = read_slots(storage)
     catalog = Catalog(storage)
     catalog.remove([slots[0].source_id], "asked to")
     run_truth(config, here())
-    assert list(read_slots(storage)) == slots
+    assert read_slots(storage) == slots
     keys = {record.key for part in plan_truth(config, catalog) for record in part.records}
     assert len(keys) == len(slots) - 1 and not any(slots[0].source_id in key for key in keys)
     with pytest.raises(ValueError, match="records_per_shard is 4; parts of this output were laid out with 3"):
         run_truth(truth_config(config.output, folder, shards={"records_per_shard": 4}), here())
+
+
+def test_nothing_is_made_of_what_was_selected_once_and_is_refused_now(
+    tmp_path: Path, photos: dict[str, Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_photos(tmp_path / "photos", photos, 1)
+    config = truth_config(tmp_path / "out", folder)
+    monkeypatch.setattr("pipelines.ground_truth.run.carry_parts", _die)
+    with pytest.raises(KeyboardInterrupt):
+        run_truth(config, here())
+    monkeypatch.undo()
+    slots = read_slots(open_storage(config.output))
+    select = config.select.model_dump(mode="json")
+    select["categories"] = [each for each in select["categories"] if each["name"] != "low_light"]
+    select["categories"][0]["when"].append({"measure": "statistics.contrast_ev", "most": 0.01, "reason": "no"})
+    report = run_truth(truth_config(config.output, folder, select=select), here())
+    noise = sum(slot.category == "noise" for slot in slots)
+    assert sum(report.fates.values()) == noise and report.sources["usable"] == noise
+    again = run_truth(config, here())
+    assert sum(again.fates.values()) == len(slots) and not open_snapshot(config.output).excluded
+    keys = open_snapshot(config.output).rows(["key"])["key"].to_pylist()
+    assert len(keys) == len(set(keys)) == len(slots)
+
+
+def _die(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_vanished_source_fails_its_record_and_is_retried_on_demand(tmp_path: Path, photos: dict[str, Pixels]) -> None:
