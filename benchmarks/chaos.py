@@ -2,7 +2,8 @@
 
     python benchmarks/chaos.py --kills 100
 
-A run of many tiny parts (a stage on an actor, then the renderer) goes through two nodes joined to a head.
+A run of many tiny parts goes through two nodes joined to a head: depth and segments of their bases are made on
+actors of the scene stage, then the parts are rendered.
 Kinds of death: `worker` and `actor`, a process that holds a call; `driver`, the run itself, which is then
 started again; `raylet`, a node's Ray daemon alone; `node`, everything on a node; `own raylet`, the daemon of
 a driver with an embedded Ray, which it cannot outlive. Lost nodes are replaced. When a run ends
@@ -27,7 +28,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import cv2
 import skimage.data
@@ -36,11 +36,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks/degradations
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines.engine import Backend, LocalBackend
-from pipelines.plan import Part, render_settings
+from pipelines.plan import render_settings
 from pipelines.ray_backend import RayBackend, connect_ray, start_embedded_ray
-from pipelines.run import RENDER, run
+from pipelines.run import run, stages_of
 from pipelines.settings import RunConfig
-from pipelines.stages import Pool, Resources, Stage
 
 KINDS = {False: ("worker", "actor", "driver", "raylet", "node"), True: ("worker", "actor", "driver", "own raylet")}
 """What can die, by whether the driver has a Ray of its own."""
@@ -48,27 +47,20 @@ TITLES = {"worker": "ray::_run_once", "actor": "ray::_StageActor"}
 STILL_S = 60.0
 
 
-def make_pass(context: Any) -> Any:
-    """A stage that changes nothing, to have an actor in the chain."""
-
-    def passing(part: Part) -> Part:
-        return part
-
-    return passing
-
-
-STAGES = (Stage("pass", 1, make_pass, Resources(cpus=0), Pool(min_actors=1, max_actors=2)), RENDER)
-
-
 def config_for(folder: Path, records: int, size_px: int) -> RunConfig:
-    """Parts of two records, so that a good part of the time goes into commits."""
+    """Parts of two records, so that a good part of the time goes into commits; a base has four records.
+
+    So the scene stage has new maps to make throughout the run, and others to find.
+    """
     photos = folder / "photos"
     photos.mkdir()
-    for index, pixels in enumerate([skimage.data.astronaut(), skimage.data.coffee(), skimage.data.rocket()] * 2):
-        crop = cv2.cvtColor(pixels[9 * index : 9 * index + 200, 40:240], cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(photos / f"{index}.png"), crop)
-    chain = [{"type": "sensor_noise", "severity": [0.2, 0.6]}, {"type": "jpeg", "severity": [0.2, 0.6]}]
-    recipe = {"name": "chain", "version": 1, "category": "mixed", "variants": max(1, records // 6), "chain": chain}
+    whole = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.rocket()]
+    for index in range(max(1, records // 4)):
+        y, x = 20 * (index // 3 % 10), 20 * (index // 30)
+        crop = cv2.cvtColor(whole[index % 3][y : y + 200, x : x + 200], cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(photos / f"{index:03d}.png"), crop)
+    chain = [{"type": name, "severity": [0.2, 0.6]} for name in ("haze", "segment_noise", "jpeg")]
+    recipe = {"name": "chain", "version": 1, "category": "mixed", "variants": 4, "chain": chain}
     return RunConfig.model_validate(
         {
             "name": "chaos",
@@ -78,9 +70,15 @@ def config_for(folder: Path, records: int, size_px: int) -> RunConfig:
             "split": {"val": 0, "test": 0},
             "limits": {"max_bytes": 10**8, "max_pixels": 10**8, "max_side": 10**5, "min_side": 16},
             "base": {"policy": "resize_crop", "size_px": size_px, "small": "refuse"},
+            "scene": {"depth": {"provider": "geometric"}, "segments": {"provider": "slic"}},
             "recipes": [recipe],
             "shards": {"records_per_shard": 2},
-            "run": {"workers": 2, "engine": {"max_attempts": 20, "backoff_s": [0.05, 0.2], "parts_in_flight": 6}},
+            "run": {
+                "workers": 2,
+                "engine": {"max_attempts": 20, "backoff_s": [0.05, 0.2], "parts_in_flight": 6},
+                "stages": {"scene": {"cpus": 0}},
+                "pools": {"scene": {"min_actors": 1, "max_actors": 2}},
+            },
         }
     )
 
@@ -93,15 +91,15 @@ def drive(path: Path, address: str | None) -> None:
             start_embedded_ray(2)
         else:
             connect_ray(address)
-        return RayBackend(STAGES, (render_settings(config), output), owns_ray=True)
+        return RayBackend(stages_of(config), (render_settings(config), output), owns_ray=True)
 
     run(RunConfig.model_validate_json(path.read_text()), on_ray)
 
 
 def hashes(output: str) -> dict[str, str]:
-    """SHA-256 of every shard file and base; markers hold times and are left out."""
+    """SHA-256 of every shard file, base and map; markers hold times and are left out."""
     storage = open_storage(output)
-    names = [entry.name for part in ("shards/", "bases/") for entry in storage.list(part)]
+    names = [entry.name for part in ("shards/", "bases/", "scene/") for entry in storage.list(part)]
     return {n: hashlib.sha256(storage.read(n)).hexdigest() for n in names if not n.endswith(".marker.json")}
 
 
@@ -330,7 +328,7 @@ def main() -> int:
         folder = Path(name)
         config = config_for(folder, arguments.records, arguments.size)
         started = time.monotonic()
-        report = run(config, lambda c, output: LocalBackend(STAGES, (render_settings(c), output)))
+        report = run(config, lambda c, output: LocalBackend(stages_of(c), (render_settings(c), output)))
         print(f"undisturbed: {report.parts_made} parts in {time.monotonic() - started:.1f} s, one process", flush=True)
         chaos = Chaos(config, folder, arguments.kills, arguments.seed, arguments.limit_s)
         try:

@@ -34,9 +34,9 @@ __all__ = ["GROUND_FOG", "HAZE", "GroundFogParams", "HazeParams", "ray_length_m"
 class AirParams(Params):
     """`effective_optical_depth`: -ln of the mean transmission over what is not sky, at 550 nm, before
     `density_cv`. `airlight_luminance`: airlight over the scene's bright reference. `airlight_warmth`: red up and
-    blue down by this share. `airlight_scene_tint`: share of the sky's hue in the airlight (a third of it where no
-    sky is seen, as the brightest thing may then be of any colour). `density_cv`: spread of density over its mean.
-    `density_scale_frac`: patch size at the median distance, of the image width.
+    blue down by this share. `airlight_scene_tint`: share of the sky's hue in the airlight by day (more in twilight,
+    a third of it where no sky is seen, as the brightest thing may then be of any colour). `density_cv`: spread of
+    density over its mean. `density_scale_frac`: patch size at the median distance, of the image width.
     """
 
     effective_optical_depth: float = Field(ge=0, le=20)
@@ -102,7 +102,7 @@ def _airlight(image_lin: Image, depth: Depth, params: AirParams) -> tuple[tuple[
 
 HAZE = Degradation(
     name="haze",
-    version=2,
+    version=3,
     params_type=HazeParams,
     sample=sample_haze,
     apply=apply_haze,
@@ -187,7 +187,7 @@ def ray_rise(depth: Depth, horizon_frac: float) -> Rows:
 
 GROUND_FOG = Degradation(
     name="ground_fog",
-    version=1,
+    version=2,
     params_type=GroundFogParams,
     sample=sample_ground_fog,
     apply=apply_ground_fog,

@@ -25,6 +25,8 @@ Rows = NDArray[np.float32]
 Rgb = tuple[float, float, float]
 
 VISIBILITY_CONTRAST = 0.05
+TWILIGHT_CHROMA = 0.8
+"""Share of the sky's hue in light that comes from the sky alone."""
 _STRIP_ROWS = 48
 _BLOCK_ROWS = 192
 _CUBIC_REACH = 2
@@ -155,8 +157,8 @@ def _sky_floor_rows(sky: Plane, floor: float, rows: slice, out: Plane) -> Plane:
     return out
 
 
-def scene_light(image_lin: Image, sky: Plane) -> tuple[float, NDArray[np.float64], bool]:
-    """Bright reference luminance of a scene, hue of its brightest light (luminance 1), whether that is sky.
+def scene_light(image_lin: Image, sky: Plane) -> tuple[float, NDArray[np.float64], bool, float]:
+    """Bright reference luminance of a scene, hue of its brightest light (luminance 1), whether that is sky, twilight.
 
     The reference is the 95th percentile of an area-averaged copy (of the sky where there is enough of it),
     held within 0.12..1.
@@ -169,11 +171,19 @@ def scene_light(image_lin: Image, sky: Plane) -> tuple[float, NDArray[np.float64
     small = cv2.resize(some_rows, size, interpolation=cv2.INTER_AREA).reshape(-1, 3)
     in_sky = cv2.resize(sky, size, interpolation=cv2.INTER_AREA).reshape(-1) > 0.9
     sees_sky = bool(in_sky.mean() > 0.05)
-    pool = small[in_sky] if sees_sky else small
-    light = luminance(pool[None])[0]
+    everywhere = luminance(small[None])[0]
+    pool, light = (small[in_sky], everywhere[in_sky]) if sees_sky else (small, everywhere)
     brightest = pool[light >= np.quantile(light, 0.9)].mean(axis=0, dtype=np.float64)
     hue = brightest / max(float(luminance(brightest.astype(np.float32)[None, None])[0, 0]), 1e-3)
-    return float(np.clip(np.quantile(light, 0.95), 0.12, 1.0)), hue, sees_sky
+    return float(np.clip(np.quantile(light, 0.95), 0.12, 1.0)), hue, sees_sky, twilight_of(everywhere)
+
+
+def twilight_of(light: NDArray[np.float32]) -> float:
+    """How far a scene is without sun, of the luminance of a small copy of its photo.
+
+    1 where no more than a twentieth of it is brighter than 0.2, 0 where so much is at 0.4, as the sun makes it.
+    """
+    return float(np.clip((0.4 - np.quantile(light, 0.95)) / 0.2, 0.0, 1.0))
 
 
 def airlight_rgb(
@@ -182,10 +192,13 @@ def airlight_rgb(
     """Airlight in linear light, and the scene's bright reference luminance that it is relative to.
 
     `airlight_scene_tint` is the share of the sky's hue in it (a third of it where no sky is seen, as the brightest
-    thing may then be of any colour); `airlight_warmth` lifts red and lowers blue by that share.
+    thing may then be of any colour); `airlight_warmth` lifts red and lowers blue by that share. By day sun and sky
+    together light the air, which is nearly white; in twilight the sky alone does, and the air has most of its hue.
     """
-    reference, hue, sees_sky = scene_light(image_lin, sky)
-    tint = airlight_scene_tint * (1.0 if sees_sky else 1 / 3)
+    reference, hue, sees_sky, twilight = scene_light(image_lin, sky)
+    tint = airlight_scene_tint + TWILIGHT_CHROMA * twilight * (1 - airlight_scene_tint)
+    if not sees_sky:
+        tint = airlight_scene_tint / 3
     hue = 1.0 + tint * (np.clip(hue, 0.3, 2.0) - 1.0)
     colour = hue * (1.0 + airlight_warmth * np.array([1.0, 0.0, -1.0])) * airlight_luminance * reference
     red, green, blue = (float(value) for value in colour)

@@ -42,8 +42,8 @@ from pairforge.image import LUMA_LIN, Image, Plane, luminance
 from pairforge.rng import Rng
 
 _GLOW_SIDE_PX = 128
-_LAMP_LIGHT_RANGE = (0.5, 0.95)
-"""Luminance from which, and up to which, a pixel grows into a lamp."""
+_LAMP_LIGHT_RANGE = (0.75, 0.98)
+"""Luminance from which, and up to which, a pixel grows into a lamp: what is near clipping, not a lit wall."""
 _LAMP_SIZE_FRAC = 0.05
 """What is wider, in both directions, is a bright wall and no lamp."""
 _SURROUND_FRAC = 0.06
@@ -320,7 +320,7 @@ def glow_radiance(angle_rad: Curve, optical_depth: float, asymmetry: float, orde
 
 NIGHT_HAZE = Degradation(
     name="night_haze",
-    version=1,
+    version=2,
     params_type=NightHazeParams,
     sample=sample_night_haze,
     apply=apply_night_haze,

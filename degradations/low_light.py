@@ -4,8 +4,6 @@ Sources: sensor and ISP after Brooks et al., CVPR 2019 (see sensor.py); exposure
 CVPR 2018) and ELD (Wei et al., CVPR 2020). Curve: Lv, Li, Lu, IJCV 2021.
 """
 
-import math
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +24,10 @@ from degradations.sensor_noise import BAND_ROWS, photograph
 from pairforge.image import LUMA_LIN, Image, Plane
 from pairforge.rng import Rng, log_uniform
 
-_HEADROOM_FROM = 0.9
+_HEADROOM_FROM = 0.7
+_WALL_HEADROOM_POWER, _LAMP_HEADROOM_POWER = 0.5, 3.0
+_LAMP_SURROUND_FRAC = 0.03
+"""Sigma of what counts as the surroundings of a lamp, of the longer side: what is wider is a bright wall."""
 _METER_REFERENCE = 0.18
 _METER_STRIDE_PX = 8
 _CURVE_STEPS = 65535
@@ -36,11 +37,12 @@ class LowLightParams(SensorParams):
     """The sensor gets `1 / exposure_ratio` of the light; a digital gain restores part of it, noise included.
 
     The gain is `digital_gain * (0.18 / m) ** metering_share`, at least 1 and at most `exposure_ratio`: an automatic
-    exposure that lifts a scene whose mean scene light m is below 0.18, partly at 0, fully at 1. Light sources
-    that the clean photo clipped are `headroom` times as bright as its white. Light falls off by
-    `vignetting_frac` at the corners. `black_offset` is the error of the black level per channel, as a fraction of
-    the white level. The white-balance gains are wrong by the factors `wb_error` (red, blue). The ISP damps chroma
-    by half where the square root of displayed luma is `chroma_fade_root`.
+    exposure that lifts a scene whose mean scene light m is below 0.18, partly at 0, fully at 1. What the clean photo
+    clipped is `headroom` ** 0.5 times as bright as its white, as skies and walls are, and up to `headroom` ** 3 where
+    it is small among darker things, as lamps and their mirror images are. Light falls off by `vignetting_frac` at the
+    corners. `black_offset` is the error of the black level per channel, as a fraction of the white level. The
+    white-balance gains are wrong by the factors `wb_error` (red, blue). The ISP damps chroma by half where the square
+    root of displayed luma is `chroma_fade_root`.
     """
 
     exposure_ratio: float = Field(ge=1.0, le=1000.0)
@@ -75,23 +77,37 @@ def sample_low_light(severity: float, rng: Rng) -> LowLightParams:
     )
 
 
-def _metered_gain(image_lin: Image, params: LowLightParams) -> tuple[float, float]:
-    """Digital gain and the mean scene light it was metered on, clipped lamps counting as white."""
+def _sampled_light(image_lin: Image) -> Plane:
+    """Scene light of one pixel of 8 x 8, white where it is clipped."""
     sampled = np.ascontiguousarray(image_lin[::_METER_STRIDE_PX, ::_METER_STRIDE_PX])
-    light = cv2.transform(scene_light(sampled), np.array([LUMA_LIN], np.float32))
-    metered = max(float(np.minimum(light, np.float32(1)).mean(dtype=np.float64)), 1e-6)
+    light: Plane = cv2.transform(scene_light(sampled), np.array([LUMA_LIN], np.float32)).reshape(sampled.shape[:2])
+    return np.minimum(light, np.float32(1), out=light)
+
+
+def _metered_gain(sampled: Plane, params: LowLightParams) -> tuple[float, float]:
+    """Digital gain and the mean scene light it was metered on."""
+    metered = max(float(sampled.mean(dtype=np.float64)), 1e-6)
     gain = params.digital_gain * (_METER_REFERENCE / metered) ** params.metering_share
     return min(max(gain, 1.0), params.exposure_ratio), metered
 
 
-def _add_headroom(share: Plane, scene_lin: Image, brightest: float, headroom: float, memory: Plane) -> None:
-    """Multiply by a factor that rises to `headroom` over the brightest tenth: what the clean photo clipped, guessed."""
-    slope = math.sqrt(headroom - 1) / (1 - _HEADROOM_FROM)
+def _headroom_map(sampled: Plane, headroom: float, size: tuple[int, int]) -> Plane:
+    """How much brighter than white, which is 1, the clipped is over white, (H, W): most where small and among dark."""
+    around = cv2.GaussianBlur(sampled, (0, 0), max(_LAMP_SURROUND_FRAC * max(sampled.shape), 0.5))
+    lamp = np.clip(np.float32(1.4) - 4 * around.reshape(sampled.shape), 0, 1)
+    power = np.float32(_WALL_HEADROOM_POWER) + np.float32(_LAMP_HEADROOM_POWER - _WALL_HEADROOM_POWER) * lamp
+    over = np.float32(headroom) ** power - np.float32(1)
+    large: Plane = cv2.resize(over, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(size)
+    return large
+
+
+def _add_headroom(share: Plane, scene_lin: Image, over: Plane, memory: Plane) -> None:
+    """Multiply by a factor that rises to 1 + `over` at white: what the clean photo clipped, guessed."""
+    slope = 1 / (1 - _HEADROOM_FROM)
     rise = cv2.transform(scene_lin, np.array([[slope / 3] * 3 + [-slope * _HEADROOM_FROM]], np.float32), memory)
-    cv2.threshold(rise, 0, 0, cv2.THRESH_TOZERO, rise)
-    if brightest > 1:
-        cv2.threshold(rise, math.sqrt(headroom - 1), 0, cv2.THRESH_TRUNC, rise)
+    np.clip(rise, 0, 1, out=rise)
     rise *= rise
+    rise *= over
     rise += np.float32(1)
     share *= rise
 
@@ -123,7 +139,9 @@ def _fade_chroma(lifted: Image, fade_root: float, memory: Image) -> None:
 
 def apply_low_light(image_lin: Image, params: LowLightParams, scene: Scene, rng: Rng) -> Rendered:
     size = (image_lin.shape[0], image_lin.shape[1])
-    gain, metered = _metered_gain(image_lin, params)
+    sampled_light = _sampled_light(image_lin)
+    gain, metered = _metered_gain(sampled_light, params)
+    headroom = _headroom_map(sampled_light, params.headroom, size)
     to_camera, to_rgb = camera_matrices(params, params.wb_error)
     saturated = (params.red_gain, 1.0, params.blue_gain)
     offset = (to_rgb * np.array(params.black_offset) * np.array(saturated)).sum(axis=1, keepdims=True)
@@ -136,9 +154,8 @@ def apply_low_light(image_lin: Image, params: LowLightParams, scene: Scene, rng:
     def expose(rows: slice, out: Image) -> None:
         light = scene_light(image_lin[rows])
         share = np.add(column[rows], row, out=shares[: len(light)])
-        brightest = float(light.max())
-        if brightest > _HEADROOM_FROM:
-            _add_headroom(share, light, brightest, params.headroom, rises[: len(light)])
+        if float(light.max()) > _HEADROOM_FROM:
+            _add_headroom(share, light, headroom[rows], rises[: len(light)])
         cv2.transform(light, to_camera, out)
         cv2.multiply(out, cv2.cvtColor(share, cv2.COLOR_GRAY2RGB, light), out)
 
@@ -164,7 +181,7 @@ def apply_low_light(image_lin: Image, params: LowLightParams, scene: Scene, rng:
 
 LOW_LIGHT = Degradation(
     name="low_light",
-    version=3,
+    version=4,
     params_type=LowLightParams,
     sample=sample_low_light,
     apply=apply_low_light,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from degradations.base import Degradation, Depth, Params, Rendered, Scene
+from degradations.haze_medium import TWILIGHT_CHROMA, twilight_of
 from degradations.rain_drops import beta_rain_per_m, draw_drops, min_streak_width_px, project_drops
 from degradations.rain_ground import Ground, draw_splashes, wet_factor, wet_maps
 from degradations.rain_streaks import Streaks, joined, rasterise
@@ -245,7 +246,7 @@ def environment_of(image_lin: Image, depth: Depth) -> tuple[list[float], Plane]:
 
     0.94 of a very wide blur, 0.06 of the mean. Sky and the upper rows weigh most. Drops see sky above the frame too,
     which photos are exposed to render bright: a mean below 0.7 of the photo's 95th percentile is lifted to it. It
-    rains from grey skies: most of the hue is taken out.
+    rains from grey skies: most of the hue is taken out, but in twilight clouds are lit by the blue sky alone.
     """
     height, width = image_lin.shape[:2]
     step = max(1, max(height, width) // _ENVIRONMENT_PX)
@@ -261,16 +262,18 @@ def environment_of(image_lin: Image, depth: Depth) -> tuple[list[float], Plane]:
     environment = np.float32(0.94) * blurred + np.float32(0.06) * small.mean(axis=(0, 1), dtype=np.float32)
     light = luminance(environment).reshape(size[::-1])
     grey = max(float(light.mean()), 1e-4)
-    bright = float(np.quantile(luminance(small), 0.95))
+    of_small = luminance(small)
+    bright, twilight = float(np.quantile(of_small, 0.95)), twilight_of(of_small)
     lift = max(1.0, 0.7 * bright / grey)
     mean = environment.mean(axis=(0, 1), dtype=np.float64)
-    airlight = lift * (grey + _OVERCAST_CHROMA * (mean - grey))
+    chroma = _OVERCAST_CHROMA + (TWILIGHT_CHROMA - _OVERCAST_CHROMA) * twilight * float(sky.mean() > 0.05)
+    airlight = lift * (grey + chroma * (mean - grey))
     return [float(value) for value in airlight], light * np.float32(1 / grey)
 
 
 RAIN = Degradation(
     name="rain",
-    version=2,
+    version=3,
     params_type=RainParams,
     sample=sample_rain,
     apply=apply_rain,

@@ -255,7 +255,7 @@ def project_flakes(
 
 SNOW = Degradation(
     name="snow",
-    version=1,
+    version=2,
     params_type=SnowParams,
     sample=sample_snow,
     apply=apply_snow,

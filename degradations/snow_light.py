@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from degradations.base import Depth
+from degradations.haze_medium import TWILIGHT_CHROMA, twilight_of
 from pairforge.image import Image, Plane, luminance
 
 _AMBIENT_CHROMA = 0.2
@@ -55,8 +56,9 @@ def light_of(image_lin: Image, sky: Plane, albedo: float) -> Light:
     A flake lit by the sky is as bright as white paper there. Without sky in the frame that is the photo's 97th
     percentile, or its mean over 0.25 (grey world, at most 1) where nothing in it is white. With sky it is the sky's
     light, or the 97th percentile of the rest where that is brighter, as under lamps; before a bright sky flakes are
-    seen from below, on their shaded side. Most hue is taken out: it snows from grey skies. A part follows a wide
-    blur of the photo, so that flakes near a lamp are brighter than elsewhere.
+    seen from below, on their shaded side. Most hue is taken out: it snows from grey skies; but in twilight the veil
+    has that of the sky, its only light. A part follows a wide blur of the photo, so that flakes near a lamp are
+    brighter than elsewhere.
     """
     height, width = image_lin.shape[:2]
     scale = min(1.0, 64 / max(height, width))
@@ -70,7 +72,10 @@ def light_of(image_lin: Image, sky: Plane, albedo: float) -> Light:
     white = float(np.quantile(rest, 0.97))
     if not has_sky:
         white = max(white, min(4 * float(bright.mean(dtype=np.float64)), 1.0))
-    colour, grey = _mean_colour(small[in_sky if has_sky else bright >= np.quantile(bright, 0.9)])
+    pool = small[in_sky if has_sky else bright >= np.quantile(bright, 0.9)]
+    colour, grey = _mean_colour(pool, _AMBIENT_CHROMA)
+    twilight = twilight_of(bright) if has_sky else 0.0
+    of_air, _ = _mean_colour(pool, _AMBIENT_CHROMA + (TWILIGHT_CHROMA - _AMBIENT_CHROMA) * twilight)
     level = max(grey, _AT_NIGHT * white) if has_sky else white
     veil = max(grey, _VEIL_AT_NIGHT * white) if has_sky else _VEIL_WITHOUT_SKY * white
     near = cv2.GaussianBlur(bright, (0, 0), 0.1 * max(size))
@@ -80,14 +85,14 @@ def light_of(image_lin: Image, sky: Plane, albedo: float) -> Light:
         shaded = 1 - np.float32(_SHADED * min(grey / level, 1.0)) * small_sky
         np.minimum(local, shaded, out=local, where=small_sky > 0.5)
     local = cv2.resize(local, (width, height), interpolation=cv2.INTER_LINEAR)
-    return Light(colour * np.float32(albedo * level), colour * np.float32(veil), local)
+    return Light(colour * np.float32(albedo * level), of_air * np.float32(veil), local)
 
 
-def _mean_colour(pixels: Image) -> tuple[NDArray[np.float32], float]:
-    """Mean of pixels (n, 3) with most of its hue taken out, of luminance 1; and their luminance."""
+def _mean_colour(pixels: Image, chroma: float) -> tuple[NDArray[np.float32], float]:
+    """Mean of pixels (n, 3) with that share of its hue, of luminance 1; and their luminance."""
     colour = pixels.mean(axis=0, dtype=np.float64).astype(np.float32)
     grey = max(float(luminance(colour[None, None])[0, 0]), 1e-6)
-    return np.float32(1 - _AMBIENT_CHROMA) + np.float32(_AMBIENT_CHROMA / grey) * colour, grey
+    return np.float32(1 - chroma) + np.float32(chroma / grey) * colour, grey
 
 
 def over(image_lin: Image, transmission: Plane, light: Light, thickness: Plane, rows: slice, out: Image) -> Plane:

@@ -11,6 +11,7 @@ from skimage import data
 from degradations.base import Degradation, Depth, Params, Rendered, Scene, replay_with, sample_step
 from degradations.haze import GROUND_FOG, HAZE, AirParams, GroundFogParams, HazeParams, horizon_row_frac, ray_rise
 from degradations.haze_medium import (
+    TWILIGHT_CHROMA,
     beta_for,
     blocks,
     density_grid,
@@ -250,6 +251,20 @@ def test_beta_gives_the_mean_transmission_asked_for(strength: float) -> None:
     assert -np.log(np.exp(-beta * ray_m[30:]).mean()) == pytest.approx(strength, rel=0.01)
 
 
+@pytest.mark.parametrize("params", [GREY, FOG], ids=["haze", "ground_fog"])
+def test_air_without_sun_has_the_colour_of_the_sky(params: AirParams) -> None:
+    """A sunlit sky leaves airlight white; where nothing is bright, the sky's hue is most of it, and it stays dim."""
+    scene = ramp_scene(sky_rows=60)
+    day = np.full((120, 160, 3), 0.5, np.float32)
+    day[:60] = (0.35, 0.6, 0.9)
+    by_day, dusk = airlight_of(render(day, params, scene)), airlight_of(render(day * np.float32(0.1), params, scene))
+    assert np.ptp(by_day) < 1e-6
+    hue = day[0, 0] / luminance(day[:1, :1])[0, 0]
+    seen = dusk / luminance(dusk[None, None])[0, 0]
+    assert np.allclose(seen, 1 + TWILIGHT_CHROMA * (hue - 1), atol=1e-3)
+    assert luminance(dusk[None, None])[0, 0] < 0.3 * luminance(by_day[None, None])[0, 0]
+
+
 def test_ray_is_longer_off_axis() -> None:
     scene = ramp_scene(101, 101)
     assert scene.depth is not None
@@ -369,8 +384,10 @@ def test_glow_widens_with_optical_depth() -> None:
     assert thick[1] / thick[0] > 1.1 * thin[1] / thin[0]
 
 
-def test_bright_walls_and_skies_are_no_lamps() -> None:
-    _, scene = lamp_scene()
+def test_bright_walls_lit_edges_and_skies_are_no_lamps() -> None:
+    lamp, scene = lamp_scene()
+    assert render(lamp, NIGHT, scene).layers["glow"].any()
+    assert not render(lamp * np.float32(0.7), NIGHT, scene).layers["glow"].any(), "lit, and not clipped"
     wall = np.full((128, 128, 3), 0.01, np.float32)
     wall[20:100, 30:110] = 1
     assert not render(wall, NIGHT, scene).layers["glow"].any()

@@ -153,14 +153,25 @@ def test_vignetting_falls_to_the_corners_only() -> None:
     assert light[0, 0] == pytest.approx(light[-1, -1], rel=0.01)
 
 
-def test_clipped_lamps_stay_brighter_than_what_white_would_give() -> None:
-    lamp = np.full((32, 32, 3), 0.1, np.float32)
-    lamp[12:20, 12:20] = 1.0
-    dim = apply_low_light(lamp, _noiseless(8.0, 1.0), Scene(), rng_for(0, "p")).image
-    params = _noiseless(8.0, 1.0).model_copy(update={"headroom": 8.0})
-    bright = apply_low_light(lamp, params, Scene(), rng_for(0, "p")).image
-    assert bright[16, 16].min() > 0.95 > 0.2 > dim[16, 16].max()
+def test_clipped_lamps_are_headroom_cubed_over_white_and_clipped_walls_its_root() -> None:
+    clean = np.full((400, 600, 3), 0.01, np.float32)
+    clean[60:68, 60:68] = 1.0
+    clean[100:300, 400:] = 1.0
+    dim = scene_light(apply_low_light(clean, _noiseless(64.0, 1.0), Scene(), rng_for(0, "p")).image)
+    params = _noiseless(64.0, 1.0).model_copy(update={"headroom": 3.0})
+    bright = scene_light(apply_low_light(clean, params, Scene(), rng_for(0, "p")).image)
+    assert bright[64, 64] / dim[64, 64] == pytest.approx(27, rel=0.15)
+    assert bright[200, 500] / dim[200, 500] == pytest.approx(3**0.5, rel=0.02)
     assert np.allclose(bright[2, 2], dim[2, 2], atol=1e-5)
+
+
+def test_all_of_a_lamp_is_bright_not_its_brightest_codes_alone() -> None:
+    """A compressed photo clips to codes around 252, and none of them may be left grey among white ones."""
+    clean = np.full((160, 240, 3), 20, np.uint8)
+    clean[60:68, 60:68] = rng_for(0, "lamp").integers(249, 256, (8, 8, 1), np.uint8)
+    params = _noiseless(16.0, 4.0).model_copy(update={"headroom": 6.0})
+    codes = to_pixels(linear_to_srgb(apply_low_light(pixels_to_linear(clean), params, Scene(), rng_for(0, "p")).image))
+    assert codes[61:67, 61:67].min() > 240
 
 
 @pytest.mark.parametrize("name", PHOTOS)
