@@ -44,7 +44,7 @@ _NOT_MEASURED = "not_measured"
 
 @dataclass(frozen=True)
 class _Past:
-    """What committed parts took; `seconds` are of one part at a time."""
+    """What the records of committed parts took that are not due again; `seconds` are of one part at a time."""
 
     records: int = 0
     kept: int = 0
@@ -248,7 +248,8 @@ def _due_again(
 def _past(spent: Spend, marker: Marker) -> _Past:
     usd, seconds = None if spent.unpriced else spent.usd, marker.production.get("seconds", 0.0)
     size = marker.tar_bytes + marker.rows_bytes
-    return _Past(marker.planned, marker.kept, usd, seconds, size, ended_by_stage(spent))
+    passing = sum(count for reason, count in marker.reasons.items() if reason.startswith(TRANSIENT))
+    return _Past(marker.planned - passing, marker.kept, usd, seconds, size, ended_by_stage(spent))
 
 
 def _steps(config: GroundTruthConfig, selection: Selection) -> list[_Step]:
@@ -293,7 +294,7 @@ def _making(seen: _Seen, asks: Sequence[Ask], overall: _Past, spends: Mapping[st
     ahead = 0.0
     for part, spent in left:
         made = spent.usd / mean_usd if mean_usd else 0.0
-        ahead += max(0.0, len(part.records) - made) + sum(record.again for record in part.records)
+        ahead += max(len(part.records) - made, sum(record.again > 0 for record in part.records))
     attempts = sum(1 + record.again for part in seen.left for record in part.records)
     lines = [
         Line(
