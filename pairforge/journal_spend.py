@@ -16,7 +16,7 @@ from pairforge.journal_log import JOURNAL, Intent, Outcome, Row, read_rows
 from pairforge.records import Frozen, InfraError
 from pairforge.storage import Storage
 
-_SUM = "sum.json"
+_SUM = "sums.json"
 _READERS = 8
 
 
@@ -33,6 +33,8 @@ class Spend(Frozen):
     output_tokens: int = 0
     outcomes: Mapping[str, int] = Field(default_factory=dict)
     """Counts by `backend:stage:outcome`; the outcome of an answer is `answered`."""
+    usd_by: Mapping[str, float] = Field(default_factory=dict)
+    """The same money by `backend:stage`."""
 
     def __add__(self, other: "Spend") -> "Spend":
         return Spend(
@@ -43,6 +45,10 @@ class Spend(Frozen):
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             outcomes=dict(sorted((Counter(self.outcomes) + Counter(other.outcomes)).items())),
+            usd_by={
+                name: self.usd_by.get(name, 0.0) + other.usd_by.get(name, 0.0)
+                for name in sorted({*self.usd_by, *other.usd_by})
+            },
         )
 
 
@@ -60,23 +66,26 @@ def spend_of(rows: Iterable[Row]) -> Spend:
             intents[row.request] = row
         elif isinstance(row, Outcome):
             outcomes.setdefault(row.request, row)
-    usd, unpriced = 0.0, 0
+    usd_by: dict[str, float] = {}
+    unpriced = 0
     counts: Counter[str] = Counter()
     for request, intent in intents.items():
         outcome = outcomes.get(request)
         cost = intent.reserved_usd if outcome is None or outcome.cost_usd is None else outcome.cost_usd
-        usd += cost or 0.0
+        asked = f"{intent.backend}:{intent.address.stage}"
+        usd_by[asked] = usd_by.get(asked, 0.0) + (cost or 0.0)
         unpriced += cost is None
         if outcome is not None:
-            counts[f"{intent.backend}:{intent.address.stage}:{outcome.trouble or 'answered'}"] += 1
+            counts[f"{asked}:{outcome.trouble or 'answered'}"] += 1
     return Spend(
         requests=len(intents),
         unanswered=len(intents) - len(outcomes),
         unpriced=unpriced,
-        usd=usd,
+        usd=sum(usd_by.values()),
         input_tokens=sum(outcome.input_tokens for outcome in outcomes.values()),
         output_tokens=sum(outcome.output_tokens for outcome in outcomes.values()),
         outcomes=dict(sorted(counts.items())),
+        usd_by=dict(sorted(usd_by.items())),
     )
 
 

@@ -158,7 +158,7 @@ def _print_spend(spent: Mapping[str, Any], usd_a_pair: float | None) -> None:
         return
     rows = [{**row, **row["outcomes"]} for row in spent["by_service"]]
     outcomes = _columns(rows)
-    print_table("requests that ended", ("service", "stage", "requests", *outcomes), rows)
+    print_table("requests that ended", ("service", "stage", "requests", "usd", *outcomes), rows)
     phases = ", ".join(f"{row['phase']} {usd(row['usd'])}" for row in spent["by_phase"])
     out.print(f"spent {usd(spent['usd'])}{_room(spent)}: {phases}")
     tokens = f"{spent['input_tokens']:,} tokens in, {spent['output_tokens']:,} out"

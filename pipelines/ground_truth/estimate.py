@@ -27,13 +27,13 @@ from pipelines.ground_truth.asks import (
     screen_ask,
     times,
 )
+from pipelines.ground_truth.due import due_again
 from pipelines.ground_truth.plan import TruthPart, plan_truth
 from pipelines.ground_truth.report import count_sources
 from pipelines.ground_truth.select import Selection, read_slots, select, write_slots
 from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, VlmScreen
-from pipelines.ground_truth.trial import OVER_BUDGET
 from pipelines.publication import read_markers
-from pipelines.retries import failed_keys, retry
+from pipelines.retries import retry
 from pipelines.stages import Pool
 
 COUNTS = ("slots", "parts", "parts_done", "records_done", "records_left")
@@ -168,7 +168,8 @@ def estimate_truth(config: GroundTruthConfig) -> dict[str, Any]:
         parts = list(plan_truth(config, catalog))
         markers = _markers(output, parts)
         seen = _made(config, parts, markers, spends)
-        if due := _due_again(config, output, parts, markers, spends):
+        made = ((part, markers[part.shard.marker]) for part in parts if part.shard.marker in markers)
+        if due := due_again(config, output, made, total(spends).usd):
             retry(scratch, due)
             parts = list(plan_truth(config, catalog))
         for part in parts:
@@ -225,24 +226,6 @@ def _made(
         if part.shard.marker in markers:
             seen[part.category].past += _past(spends.get(part.partition, Spend()), markers[part.shard.marker])
     return seen
-
-
-def _due_again(
-    config: GroundTruthConfig,
-    output: Storage,
-    parts: Iterable[TruthPart],
-    markers: Mapping[str, Marker],
-    spends: Mapping[str, Spend],
-) -> dict[str, list[str]]:
-    """Keys of the records that the next run tries again by itself, by the content of their part."""
-    cap, found = config.budget.cap_usd, dict[str, list[str]]()
-    has_room = cap is None or total(spends).usd < cap
-    for part in parts:
-        if marker := markers.get(part.shard.marker):
-            passing = tuple(r for r in marker.reasons if r.startswith(TRANSIENT) and (has_room or r != OVER_BUDGET))
-            if passing:
-                found[part.content] = failed_keys(output, marker, passing)
-    return found
 
 
 def _past(spent: Spend, marker: Marker) -> _Past:

@@ -12,11 +12,10 @@ from pairforge.journal_spend import spend, total
 from pairforge.protocols import BackendError
 from pairforge.records import InfraError
 from pairforge.remote import open_remote, require_prices
-from pairforge.shards import Marker, read_marker
+from pairforge.shards import Marker
 from pairforge.storage import Storage, open_storage
 from pipelines.carry import (
     NOBODY,
-    TRANSIENT,
     Tally,
     Watchers,
     carry_parts,
@@ -26,7 +25,7 @@ from pipelines.carry import (
 )
 from pipelines.catalog import Catalog
 from pipelines.engine import Engine
-from pipelines.ground_truth.asks import make_asks
+from pipelines.ground_truth.due import due_again, has_room
 from pipelines.ground_truth.lease import Hold, leased
 from pipelines.ground_truth.make import MAKE
 from pipelines.ground_truth.place import Place
@@ -38,7 +37,7 @@ from pipelines.ground_truth.services import Shared
 from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, ModelScreen, Service
 from pipelines.ground_truth.trial import OVER_BUDGET
 from pipelines.publication import outline_of, publish_parts, read_markers, write_run_file
-from pipelines.retries import failed_keys, retry
+from pipelines.retries import retry
 from pipelines.run import RunReport, open_output
 from pipelines.stages import Pool, Stage
 from pipelines.telemetry import note
@@ -176,7 +175,7 @@ class _Line:
             part
             for part in parts
             if part.shard.marker not in planned.done
-            and (part.partition in spends or self._has_room(part.category, spent_usd))
+            and (part.partition in spends or has_room(config, part.category, spent_usd))
         ]
         if pending:
             watched = replace(watchers, on_tick=self._on_tick)
@@ -250,27 +249,12 @@ class _Line:
             write_slots(self._storage, taken, self._config.shards.records_per_shard)
             note("taken back", sources=len(taken))
 
-    def _has_room(self, category: str, spent_usd: float) -> bool:
-        """Whether the budget leaves room for the first request of a record."""
-        cap, asks = self._config.budget.cap_usd, make_asks(self._config, category)
-        return cap is None or not asks or spent_usd + (asks[0].most_usd or 0.0) <= cap
-
     def _send_again(self, spent_usd: float) -> None:
         """Records that failed for passing reasons before are due: their parts are made again."""
-        due: dict[str, list[str]] = {}
-        for part in plan_truth(self._config, self.catalog):
-            try:
-                marker = read_marker(self._storage, part.shard.marker)
-            except FileNotFoundError:
-                continue
-            passing = tuple(
-                reason
-                for reason in marker.reasons
-                if reason.startswith(TRANSIENT) and (reason != OVER_BUDGET or self._has_room(part.category, spent_usd))
-            )
-            if keys := failed_keys(self._storage, marker, passing) if passing else []:
-                due[part.content] = keys
-        if due:
+        present = {entry.name for entry in self._storage.list("shards/")}
+        made = [part for part in plan_truth(self._config, self.catalog) if part.shard.marker in present]
+        markers = read_markers(self._storage, [part.shard for part in made])
+        if due := due_again(self._config, self._storage, zip(made, markers, strict=True), spent_usd):
             note("due again", records=retry(self._storage, due))
 
     def _open(self, services: Mapping[str, Service]) -> Shared:

@@ -5,7 +5,7 @@ judge and rule disagreed, is in the rows; of a large dataset only some parts, ev
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -94,13 +94,24 @@ def _by_phase(spends: Mapping[str, Spend]) -> list[dict[str, Any]]:
 
 
 def _by_service(whole: Spend) -> list[dict[str, Any]]:
-    """Requests that ended, by service and stage; how they ended."""
+    """Requests that ended, how they ended, and money, by service and stage."""
     counts: dict[tuple[str, str], Counter[str]] = {}
+    usd: defaultdict[tuple[str, str], float] = defaultdict(float)
     for name, count in whole.outcomes.items():
         service, stage, outcome = name.rsplit(":", 2)
         counts.setdefault((service, stage_of(stage)), Counter())[outcome] += count
+    for name, cost in whole.usd_by.items():
+        service, stage = name.rsplit(":", 1)
+        counts.setdefault((service, stage_of(stage)), Counter())
+        usd[(service, stage_of(stage))] += cost
     return [
-        {"service": service, "stage": stage, "requests": own.total(), "outcomes": _counted(own)}
+        {
+            "service": service,
+            "stage": stage,
+            "requests": own.total(),
+            "usd": round(usd[(service, stage)], 6),
+            "outcomes": _counted(own),
+        }
         for (service, stage), own in sorted(counts.items())
     ]
 

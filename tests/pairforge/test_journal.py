@@ -421,7 +421,7 @@ def test_sums_are_believed_only_while_they_fit(storage: Storage, monkeypatch: py
     assert spend(storage) == before and read == []
     buy(paid(shop), Partition(storage, "haze/0001"), "more")
     assert total(spend(storage)).requests == 11 and read == ["haze/0001"]
-    storage.write("journal/haze/0002/sum.json", b"{}")
+    storage.write("journal/haze/0002/sums.json", b"{}")
     assert total(spend(storage)).requests == 11, "a damaged sum costs time, not truth"
 
 
@@ -429,7 +429,9 @@ def test_an_unknown_price_stays_unknown(storage: Storage) -> None:
     partition = Partition(storage, "p")
     sent = partition.intend(Address("a", "generate", 0), "q", "shop", None)
     partition.answered(sent, Reply(b"x", "text/plain", Usage(None)))
-    assert spend_of(read_rows(storage, "p")) == Spend(requests=1, unpriced=1, outcomes={"shop:generate:answered": 1})
+    assert spend_of(read_rows(storage, "p")) == Spend(
+        requests=1, unpriced=1, outcomes={"shop:generate:answered": 1}, usd_by={"shop:generate": 0.0}
+    )
 
 
 def test_nothing_spent_is_nothing(storage: Storage) -> None:

@@ -1,0 +1,32 @@
+"""What the next run does by itself: which failed records are due again, and whether the budget has room for them."""
+
+from collections.abc import Iterable
+
+from pairforge.shards import Marker
+from pairforge.storage import Storage
+from pipelines.carry import TRANSIENT
+from pipelines.ground_truth.asks import make_asks
+from pipelines.ground_truth.plan import TruthPart
+from pipelines.ground_truth.settings import GroundTruthConfig
+from pipelines.ground_truth.trial import OVER_BUDGET
+from pipelines.retries import failed_keys
+
+
+def has_room(config: GroundTruthConfig, category: str, spent_usd: float) -> bool:
+    """Whether the budget leaves room for the first request of a record."""
+    cap, asks = config.budget.cap_usd, make_asks(config, category)
+    return cap is None or not asks or spent_usd + (asks[0].most_usd or 0.0) <= cap
+
+
+def due_again(
+    config: GroundTruthConfig, storage: Storage, made: Iterable[tuple[TruthPart, Marker]], spent_usd: float
+) -> dict[str, list[str]]:
+    """Keys of the records of committed parts that failed for passing reasons, by the content of their part."""
+    found: dict[str, list[str]] = {}
+    for part, marker in made:
+        passing = [reason for reason in marker.reasons if reason.startswith(TRANSIENT)]
+        if OVER_BUDGET in passing and not has_room(config, part.category, spent_usd):
+            passing.remove(OVER_BUDGET)
+        if passing:
+            found[part.content] = failed_keys(storage, marker, tuple(passing))
+    return found
