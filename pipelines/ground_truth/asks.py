@@ -14,6 +14,7 @@ from pairforge.protocols import ASPECTS
 from pairforge.remote import Request, open_remote
 from pipelines.ground_truth.plan import loop_policy
 from pipelines.ground_truth.settings import GroundTruthConfig, ServiceFrom, ServiceJudgeFrom, VlmScreen
+from qc.comparison import ChatComparison
 from qc.judges import ChatJudge
 
 _PICTURE = np.zeros((8, 8, 3), np.uint8)
@@ -65,6 +66,11 @@ def make_asks(config: GroundTruthConfig, category: str) -> list[Ask]:
             if stated is not None
         ]
         found.append(replace(asks[0], most_usd=dearest([ask.most_usd for ask in asks])))
+    if make.repeat is not None and make.repeat.service is not None:
+        name, most = make.repeat.service, attempts * make.repeat.max_rounds
+        chat = open_remote(config.services[name])
+        found.append(_ask(config, "generate", name, ChatScorer(chat).request(_PICTURE), 1, most))
+        found.append(_ask(config, "generate", name, ChatComparison(chat).request(_PICTURE, _PICTURE), 0, most))
     if isinstance(make.judge, ServiceJudgeFrom):
         chat = open_remote(config.services[make.judge.service])
         request = ChatJudge(chat).request(_PICTURE, _PICTURE, category)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from filters.vlm import ChatScorer
 from generators.classical import chosen_by_symptoms
 from generators.loop import LoopResult
 from generators.repeat import RestoreAssessRepeat
@@ -35,6 +36,7 @@ from pipelines.ground_truth.trial import Desk, NoPromptError, Trial
 from pipelines.stages import Stage
 from pipelines.synthesis import pixel_versions, read_asset
 from pipelines.telemetry import bound, bound_ids, note
+from qc.comparison import ChatComparison
 from qc.gain import GainRule, measure_gain, measure_quality
 
 
@@ -97,8 +99,13 @@ class TruthMaker:
         generator = self._backends.generator(make.generator, category)
         if make.repeat is None:
             return generator
-        better = partial(_is_better, make.checks.gain or GainRule())
-        return RestoreAssessRepeat(generator, _assess, better, "symptoms-gain", make.repeat.max_rounds)
+        if make.repeat.service is None:
+            better = partial(_is_better, make.checks.gain or GainRule())
+            return RestoreAssessRepeat(generator, _assess, better, "symptoms-gain", make.repeat.max_rounds)
+        client = self._backends.client(make.repeat.service)
+        scorer, compare = ChatScorer(client), ChatComparison(client)
+        revision = f"{scorer.revision}-{compare.revision}"
+        return RestoreAssessRepeat(generator, partial(_seen, scorer), compare, revision, make.repeat.max_rounds)
 
     def _make(self, desk: Desk, part: TruthPart, record: SelectedRecord) -> _Made:
         row = _row(part, record)
@@ -142,6 +149,14 @@ MAKE = Stage("make", 1, make_stage)
 
 def _assess(pixels: Pixels) -> tuple[str, ...]:
     return chosen_by_symptoms(measure_symptoms(pixels))
+
+
+def _seen(scorer: ChatScorer, pixels: Pixels) -> tuple[str, ...]:
+    """Degradations that a model sees, the worst first."""
+    values = scorer.measure(pixels)
+    severities = {name.removesuffix("_0_5"): value for name, value in values.items() if name.endswith("_0_5")}
+    del severities["cleanliness"]
+    return tuple(sorted((name for name, value in severities.items() if value > 0), key=lambda name: -severities[name]))
 
 
 def _is_better(rule: GainRule, before: Pixels, after: Pixels) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filters.vlm import presence_prompt_hash
 from generators.classical import ClassicalGenerator
 from generators.loop import LOOP_PRESETS, LoopPolicy
 from generators.prompts import wording_hash
@@ -20,6 +21,7 @@ from pipelines.ground_truth.settings import GroundTruthConfig, Make, Service
 from pipelines.plan import source_identity
 from pipelines.retries import read_retries, with_retries
 from pipelines.settings import Normalisation
+from qc.comparison import compare_prompt_hash
 from qc.judges import MetricJudge, judge_prompt_hash
 
 LINE = "ground_truth"
@@ -148,7 +150,7 @@ def _header(config: GroundTruthConfig, category: str) -> dict[str, Any]:
         "base": config.base_of(category).model_dump(mode="json"),
         "generator": _identity_of(make.generator, config),
         "fallback": _identity_of(make.fallback, config),
-        "repeat": make.repeat.model_dump(mode="json") if make.repeat else None,
+        "repeat": [_identity_of(make.repeat, config), presence_prompt_hash(), compare_prompt_hash()],
         "prompts": {
             "strategy": make.prompts.strategy,
             "writer": _asked(make.prompts.writer, config),

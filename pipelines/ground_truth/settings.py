@@ -237,8 +237,11 @@ AnyGenerator = Annotated[ClassicalFrom | ServiceFrom | DiffusersFrom, Field(disc
 
 
 class Repeat(Frozen):
-    """Restore, assess, repeat around the generator: weight-free assessment of what is left, pairwise stop."""
+    """Restore, assess, repeat around the generator: what is left is named, and a pairwise comparison ends the rounds."""
 
+    service: str | None = Field(
+        None, description="vision-language model that assesses and compares; measured values where absent"
+    )
     max_rounds: int = Field(MAX_ROUNDS, ge=1, le=16)
 
 
@@ -375,6 +378,8 @@ class GroundTruthConfig(BaseConfig):
                 yield where, generator.service, True
         if self.make.prompts.writer is not None:
             yield "make.prompts.writer", self.make.prompts.writer, False
+        if self.make.repeat is not None and self.make.repeat.service is not None:
+            yield "make.repeat", self.make.repeat.service, False
         if isinstance(self.make.judge, ServiceJudgeFrom):
             yield "make.judge", self.make.judge.service, False
 
