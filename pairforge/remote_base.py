@@ -138,7 +138,7 @@ Request = ChatRequest | EditRequest
 
 @dataclass(frozen=True)
 class Reply:
-    """What a service answered: UTF-8 text or the bytes of an image, exactly as they came."""
+    """What a service answered: UTF-8 text as it came but for our key, or the bytes of an image exactly as they came."""
 
     data: bytes
     mime: str
@@ -216,6 +216,10 @@ class Settings:
         """Trouble in words that came from outside: cut short, and without the key, wherever the service put it."""
         return RemoteError(trouble, short(detail, secrets_of(self.endpoint)), retry_after_s, usage)
 
+    def said(self, text: str, usage: Usage) -> Reply:
+        """A reply in words: without the key, which some gateways tell back where an answer should be."""
+        return Reply(_without(text, secrets_of(self.endpoint)).encode(errors="replace"), "text/plain", usage)
+
     def _most_tokens(self, request: Request) -> tuple[int, int]:
         """A token is at least one byte of text, so bytes are an upper bound; 64 for the frame of the messages."""
         if isinstance(request, EditRequest):
@@ -243,14 +247,18 @@ def secrets_of(endpoint: Endpoint) -> tuple[str, ...]:
 
 def redact(text: str, secrets: Sequence[str] = ()) -> str:
     """`text` without the given secrets, without what looks like a key, and without credentials in URLs."""
-    for secret in sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True):
-        for form in (secret, quote(secret, safe="")):
-            text = text.replace(form, _SECRET)
-    text = _USER_INFO.sub(f"{_SECRET}@", text)
+    text = _USER_INFO.sub(f"{_SECRET}@", _without(text, secrets))
     for shape in _SECRET_SHAPES:
         text = shape.sub(_SECRET, text)
     text = _SECRET_QUERY.sub(rf"\g<1>{_SECRET}", text)
     return _SECRET_HEADER.sub(rf"\g<1>{_SECRET}", text)
+
+
+def _without(text: str, secrets: Sequence[str]) -> str:
+    for secret in sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True):
+        for form in (secret, quote(secret, safe="")):
+            text = text.replace(form, _SECRET)
+    return text
 
 
 def short(text: str, secrets: Sequence[str] = ()) -> str:

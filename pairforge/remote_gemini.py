@@ -154,7 +154,7 @@ class GeminiChat(_Gemini):
         text = "".join(part.text or "" for part in parts)
         if not text.strip():
             raise self.trouble(Trouble.MALFORMED, "the answer holds no text", paid)
-        return Reply(text.encode(errors="replace"), "text/plain", paid)
+        return self.said(text, paid)
 
 
 class GeminiImages(_Gemini):

@@ -161,7 +161,7 @@ class OpenAIChat(_OpenAI):
             raise self.trouble(Trouble.REFUSED, f"an answer without content (finish_reason {finish!r})", paid)
         if not isinstance(content, str) or not content.strip():
             raise self.trouble(Trouble.MALFORMED, "the answer holds no text", paid)
-        return Reply(content.encode(errors="replace"), "text/plain", paid)
+        return self.said(content, paid)
 
 
 class OpenAIImages(_OpenAI):

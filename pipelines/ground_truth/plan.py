@@ -150,7 +150,9 @@ def _header(config: GroundTruthConfig, category: str) -> dict[str, Any]:
         "base": config.base_of(category).model_dump(mode="json"),
         "generator": _identity_of(make.generator, config),
         "fallback": _identity_of(make.fallback, config),
-        "repeat": [_identity_of(make.repeat, config), presence_prompt_hash(), compare_prompt_hash()],
+        "repeat": [_identity_of(make.repeat, config), presence_prompt_hash(), compare_prompt_hash()]
+        if make.repeat
+        else None,
         "prompts": {
             "strategy": make.prompts.strategy,
             "writer": _asked(make.prompts.writer, config),

@@ -237,7 +237,7 @@ AnyGenerator = Annotated[ClassicalFrom | ServiceFrom | DiffusersFrom, Field(disc
 
 
 class Repeat(Frozen):
-    """Restore, assess, repeat around the generator: what is left is named, and a pairwise comparison ends the rounds."""
+    """Restore, assess, repeat around the generator: a pairwise comparison of before and after ends the rounds."""
 
     service: str | None = Field(
         None, description="vision-language model that assesses and compares; measured values where absent"

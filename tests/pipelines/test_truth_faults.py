@@ -3,25 +3,25 @@
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from generators.prompts import Preset, next_instruction
 from pairforge.protocols import ASPECTS
 from pairforge.rng import rng_for
-from pipelines.cli_runs import FLAWED
+from pipelines.console import FLAWED
 from pipelines.ground_truth import trial
 from pipelines.ground_truth.place import placed
 from pipelines.ground_truth.run import TruthReport, run_truth
-from tests.api_server import ApiServer, Entry, Say, Show, api_server
+from tests.api_server import ApiServer, Entry, Say, api_server
 
 from .truth_world import (
     KEY_ENV,
@@ -34,13 +34,17 @@ from .truth_world import (
     config_of,
     drive,
     fates,
+    said,
     shard_hashes,
     start,
+    unsure_usd,
     write_photos,
 )
 
-RECORDS, FEW = 200, 60
+RECORDS, FEW = 160, 40
 ECHO = f"the key {SECRET} is wrong: https://user:{SECRET}@host/?key={SECRET} Authorization: Bearer {SECRET}"
+SMALL = {"shards": {"records_per_shard": 8}}
+IN_FLIGHT = 24
 
 
 @pytest.fixture(autouse=True)
@@ -54,22 +58,22 @@ class Ended:
 
     output: Path
     entries: list[Entry]
-    service: Service
-    said: str
+    faults: Counter[str]
 
 
-def run_here(output: Path, photos: Path, server: ApiServer, **changes: object) -> TruthReport:
+def run_here(output: Path, photos: Path, server: ApiServer, **changes: Any) -> TruthReport:
     """One run in this process."""
     with placed(True, None, None) as place:
         return run_truth(config_of(output, photos, server, **changes), place)
 
 
-def undisturbed(folder: Path, photos: Path, service: Service, **changes: object) -> Ended:
+def in_peace(folder: Path, photos: Path, service: Service, **changes: Any) -> Ended:
     """A run in this process, of which nothing is killed."""
-    output = folder / "undisturbed"
-    with api_server(service, MODELS, SECRET) as server:
+    output = folder / "peace"
+    with pytest.MonkeyPatch.context() as patch, api_server(service, MODELS, SECRET) as server:
+        patch.setenv(KEY_ENV, SECRET)
         run_here(output, photos, server, **changes)
-        return Ended(output, list(server.ledger), service, "")
+        return Ended(output, list(server.ledger), service.faults)
 
 
 def check_counts(output: Path, records: int) -> Counter[str]:
@@ -88,202 +92,227 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory, photos: dict[int, Path]) -> Iterator[Ended]:
+def peace(tmp_path_factory: pytest.TempPathFactory, photos: dict[int, Path]) -> Ended:
+    """Few records without passing faults, many of which take all their attempts."""
+    return in_peace(tmp_path_factory.mktemp("few"), photos[FEW], Service(passing=0, hopeless=0.3), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory, photos: dict[int, Path]) -> Ended:
     """A run on an embedded Ray with two actors, of which a quarter of all requests meets a fault."""
     folder = tmp_path_factory.mktemp("faulty")
-    # Ray's sockets need a short path.
-    ray_folder = tempfile.mkdtemp(prefix="pf-", dir="/tmp")
-    with pytest.MonkeyPatch.context() as patch, api_server(Service(echo=ECHO), MODELS, SECRET) as server:
-        patch.setenv("RAY_TMPDIR", ray_folder)
+    ray_folder = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))  # Ray's sockets need a short path
+    service = Service(echo=ECHO)
+    with pytest.MonkeyPatch.context() as patch, api_server(service, MODELS, SECRET) as server:
+        patch.setenv("RAY_TMPDIR", str(ray_folder))
         config = config_data(folder / "out", photos[RECORDS], server, shards={"records_per_shard": 50})
-        done = drive(config, "--log", str(folder / "log.jsonl"))
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert drive(config, "--log", str(folder / "log.jsonl")) == 0, said(folder / "out")
+        for name in ("status", "plan"):
+            assert drive(config, command=[name, f"{config['output']}.yaml"]) == 0, said(folder / "out")
         entries = list(server.ledger)
-        said = [done.stdout, done.stderr]
-        for command in (["status", f"{config['output']}.yaml"], ["plan", f"{config['output']}.yaml"]):
-            told = drive(config, command=command)
-            said += [told.stdout, told.stderr]
+    logs = (path for path in ray_folder.rglob("logs/*") if path.is_file() and not path.is_symlink())
     (folder / "ray").mkdir()
-    for path in Path(ray_folder).rglob("*.*"):
-        if path.is_file() and not path.is_symlink() and "logs" in path.parts:
-            shutil.copy(path, folder / "ray" / f"{len(list((folder / 'ray').iterdir()))}-{path.name}")
+    for number, path in enumerate(logs):
+        shutil.copy(path, folder / "ray" / f"{number}-{path.name}")
     shutil.rmtree(ray_folder, ignore_errors=True)
-    yield Ended(folder / "out", entries, server.script, "\n".join(said))  # type: ignore[arg-type]
+    return Ended(folder / "out", entries, service.faults)
 
 
 def test_a_quarter_of_requests_meets_a_fault_and_nothing_is_lost(faulty: Ended) -> None:
     counts = check_counts(faulty.output, RECORDS)
     assert counts["failed"] == 0, "whatever passes was waited out"
     assert counts["kept"] > RECORDS * 0.7 and counts["rejected"] > 3
-    faults = faulty.service.faults
-    share = 1 - faults["right"] / faults.total()
-    assert 0.2 < share < 0.35, f"{share:.0%} of requests met a fault"
+    assert 0.2 < 1 - faulty.faults["right"] / faulty.faults.total() < 0.35
     kinds = {"429", "500", "html 502", "hang", "drop", "drip", "half", "refusal", "html 200", "wrong size"}
-    assert kinds | {"cut json", "cut answer", "prose", "away"} <= set(faults)
+    assert kinds | {"cut json", "cut answer", "prose", "away"} <= set(faulty.faults)
 
 
 def test_the_journal_agrees_with_the_service(faulty: Ended) -> None:
     spent = audit(faulty.output, faulty.entries, cap_usd=1000)
-    # What is charged and never answered, and what may have been charged, stands at the price that was reserved.
+    # What may have been charged stands at the price that was set aside for it.
     assert charged_usd(faulty.entries) <= spent.usd <= 1.35 * charged_usd(faulty.entries)
     assert sum(count for name, count in spent.outcomes.items() if ":fallback:answered" in name) > 0
 
 
 def test_passing_faults_change_no_byte(faulty: Ended, tmp_path: Path, photos: dict[int, Path]) -> None:
-    peace = undisturbed(tmp_path, photos[RECORDS], Service(passing=0, hang_s=0), shards={"records_per_shard": 50})
-    assert not set(peace.service.faults) & {"429", "500", "hang", "drop", "drip", "half"}
-    assert fates(peace.output) == fates(faulty.output)
-    assert shard_hashes(peace.output) == shard_hashes(faulty.output)
+    calm = in_peace(tmp_path, photos[RECORDS], Service(passing=0), shards={"records_per_shard": 50})
+    assert not set(calm.faults) & {"429", "500", "hang", "drop", "drip", "half"}
+    assert fates(calm.output) == fates(faulty.output)
+    assert shard_hashes(calm.output) == shard_hashes(faulty.output)
+
+
+def test_spend_is_what_the_service_charged(peace: Ended) -> None:
     spent = audit(peace.output, peace.entries)
-    assert spent.usd == pytest.approx(charged_usd(peace.entries) + unsure_usd(peace), abs=1e-6)
-
-
-def unsure_usd(run: Ended) -> float:
-    """Price set aside for answers of unknown cost, of a run of which every outcome is known."""
-    from pairforge.journal_log import Intent, Outcome
-
-    from .truth_world import journal_rows
-
-    usd = 0.0
-    for rows in journal_rows(run.output).values():
-        intents = {row.request: row for row in rows if isinstance(row, Intent)}
-        outcomes = [row for row in rows if isinstance(row, Outcome) and row.cost_usd is None]
-        usd += sum(intents[row.request].reserved_usd or 0.0 for row in outcomes)
-    return usd
+    told = [entry for entry in peace.entries if not (isinstance(entry.act, Say) and entry.act.cut)]
+    assert spent.usd == pytest.approx(charged_usd(told) + unsure_usd(peace.output), abs=1e-6)
 
 
 def test_no_secret_is_in_any_file_or_message(faulty: Ended) -> None:
+    """The service tells the key in every fault. Output, log, all that was printed, and Ray's own logs are searched."""
     files = [path for path in faulty.output.parent.rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    assert "log.jsonl" in names and "out.yaml" in names and "latest.json" in names and len(files) > 100
+    assert {"log.jsonl", "out.yaml", "out.said", "latest.json"} <= names and len(files) > 100
     assert any("worker" in name for name in names), "the logs that Ray keeps of its workers"
     for path in files:
         assert SECRET.encode() not in path.read_bytes(), path
-    assert SECRET not in faulty.said and "kept" in faulty.said
-    failed = Counter(entry.call.model for entry in faulty.entries if not isinstance(entry.act, Say | Show))
-    assert set(failed) == {"painter", "judge", "writer"} or set(failed) == set(MODELS), "all of them told the key"
+    assert "plan of" in said(faulty.output) and "kept" in said(faulty.output)
+    assert all(any(SECRET in str(entry.act) for entry in faulty.entries if entry.call.model == m) for m in MODELS[2:])
 
 
-def test_a_cap_is_kept_and_raising_it_goes_on(tmp_path: Path, photos: dict[int, Path]) -> None:
+def test_a_cap_is_kept_and_raising_it_goes_on(peace: Ended, tmp_path: Path, photos: dict[int, Path]) -> None:
     """Stopped for want of money again and again, a run ends with what it would have made at once."""
-    few: dict[str, object] = {"shards": {"records_per_shard": 10}}
-    peace = undisturbed(tmp_path, photos[FEW], Service(passing=0, hang_s=0, hopeless=0.3), **few)
-    enough = audit(peace.output, peace.entries).usd
-    output = tmp_path / "capped"
+    enough, output, kept = audit(peace.output, peace.entries).usd, tmp_path / "capped", 0
     with api_server(Service(hopeless=0.3), MODELS, SECRET) as server:
-        kept = 0
-        for share in (0.2, 0.5):
+        for share in (0.3, 0.6):
             cap = {"cap_usd": share * enough}
-            done = drive(config_data(output, photos[FEW], server, budget=cap, **few), "--local")
-            assert done.returncode == FLAWED, done.stdout + done.stderr
+            if share < 0.5:
+                config = config_data(output, photos[FEW], server, budget=cap, **SMALL)
+                assert drive(config, "--local") == FLAWED, said(output)
+            else:
+                assert run_here(output, photos[FEW], server, budget=cap, **SMALL).flawed
             audit(output, server.ledger, cap_usd=share * enough)
-            counts = Counter(fate for fate, _, _ in fates(output).values())
-            reasons = {reason for fate, reason, _ in fates(output).values() if fate == "failed"}
-            assert reasons == {trial.OVER_BUDGET} and counts["kept"] > kept, "what is there is published"
-            kept = counts["kept"]
-        report = run_here(output, photos[FEW], server, budget={"cap_usd": 10 * enough}, **few)
-        assert not report.flawed and report.unmade == 0
-        check_counts(output, FEW)
+            found = fates(output).values()
+            assert {reason for fate, reason, _ in found if fate == "failed"} == {trial.OVER_BUDGET}
+            before, kept = kept, sum(fate == "kept" for fate, _, _ in found)
+            assert kept > before, "what is there is published"
+        report = run_here(output, photos[FEW], server, budget={"cap_usd": 10 * enough}, **SMALL)
         audit(output, server.ledger, cap_usd=10 * enough)
+    assert not report.flawed and report.unmade == 0
+    check_counts(output, FEW)
     assert fates(output) == fates(peace.output)
 
 
-def killed(
-    folder: Path, photos: Path, service: Service, kills: int, gaps: tuple[int, int], ways: Sequence[str]
-) -> tuple[Ended, int]:
-    """A run whose driver dies by SIGKILL at random moments until all kills are spent, and how many were made.
-
-    A moment is some requests, or some time, after its start, or just after a part was committed. `ways` are options of
-    drivers, taken in turn.
-    """
-    output, draw, made, says = folder / "killed", rng_for(4, "kills"), 0, []
+def test_what_met_passing_trouble_is_due_and_ends_as_ever(
+    peace: Ended, tmp_path: Path, photos: dict[int, Path]
+) -> None:
+    """A night in which the painter stays away for some records, and the judge answers others unreadably."""
+    output = tmp_path / "out"
+    service = Service(passing=0, hopeless=0.3, away=0.1, unscored=0.1)
+    quick: dict[str, Any] = {**SMALL, "make": {"fallback": None}}
     with api_server(service, MODELS, SECRET) as server:
-        config = config_data(output, photos, server, shards={"records_per_shard": 10})
-        for turn in range(10 * kills + 10):
-            if "snapshots" in {path.name for path in output.glob("*")} and made < kills:
-                break  # it ended before all were made
-            seen, began, parts = len(server.ledger), time.monotonic(), parts_of(output)
-            moment = str(draw.choice(("requests", "requests", "time", "part"))) if made < kills else "end"
-            after = int(draw.integers(*gaps))
-            wait_s = float(draw.uniform(0.5, 6.0) if moment == "time" else draw.uniform(0.0, 0.2))
-            way = ways[turn % len(ways)]
-            with start(config, *way.split()) as driver:
-                while driver.poll() is None and moment != "end":
+        assert run_here(output, photos[FEW], server, **quick).flawed
+        reasons = Counter(reason for fate, reason, _ in fates(output).values() if fate == "failed")
+        assert set(reasons) == {"transient_unavailable", "transient_unscored"}
+        service.away = service.unscored = 0
+        bought = audit(output, server.ledger)
+        assert not run_here(output, photos[FEW], server, **quick).flawed
+        spent = audit(output, server.ledger)
+    assert spent.usd > bought.usd
+    check_counts(output, FEW)
+    expected = in_peace(tmp_path, photos[FEW], Service(passing=0, hopeless=0.3, away=0), **quick)
+    assert fates(output) == fates(expected.output)
+
+
+def killed(config: dict[str, Any], server: ApiServer, moments: int, gaps: tuple[int, int], ways: list[str]) -> int:
+    """A run whose driver dies by SIGKILL at so many random moments; how many it met before its end.
+
+    A moment is some requests, or some time, after a start, or just after a part was committed. `ways` are options of
+    drivers, taken in turn. What a lost driver leaves of its Ray is left alone until the end, beside its successors.
+    """
+    draw, groups, output = rng_for(4, "kills"), list[int](), Path(config["output"])
+    try:
+        for turn in range(moments):
+            with start(config, *ways[turn % len(ways)].split()) as driver:
+                groups.append(driver.pid)
+                kind = str(draw.choice(("requests", "requests", "time", "part")))
+                requests, parts = len(server.ledger) + int(draw.integers(*gaps)), parts_of(output)
+                while driver.poll() is None and (
+                    (kind == "requests" and len(server.ledger) < requests)
+                    or (kind == "part" and parts_of(output) == parts)
+                ):
                     time.sleep(0.003)
-                    if (
-                        (moment == "requests" and len(server.ledger) >= seen + after)
-                        or (moment == "part" and parts_of(output) > parts and not time.sleep(wait_s))
-                        or (moment == "time" and time.monotonic() > began + wait_s)
-                    ):
-                        kill(driver, whole_group=bool(draw.integers(2)))
-                        made += 1
-                        break
-                told = driver.communicate(timeout=280)
-                if "--local" not in way:
-                    kill(driver, whole_group=True)  # what a lost driver left of its Ray
-            says += [*told]
-            assert driver.returncode in (0, -signal.SIGKILL), told
-            if driver.returncode == 0:
-                break
-        return Ended(output, list(server.ledger), service, "\n".join(says)), made
+                time.sleep(float(draw.uniform(0.5, 5.0) if kind == "time" else draw.uniform(0.0, 0.2)))
+                if driver.poll() is not None:
+                    return turn
+                kill(driver.pid, whole_group=bool(draw.integers(2)))
+                assert driver.wait() == -signal.SIGKILL
+    finally:
+        for group in groups:
+            kill(group, whole_group=True)
+    return moments
 
 
 def parts_of(output: Path) -> int:
     return len(list(output.glob("shards/*/*/*.marker.json")))
 
 
-def kill(driver: "subprocess.Popen[str]", whole_group: bool) -> None:
+def kill(pid: int, whole_group: bool) -> None:
     """SIGKILL to a driver that was started here, or to its whole process group, which is of its own."""
     with suppress(ProcessLookupError):
         if whole_group:
-            os.killpg(driver.pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         else:
-            os.kill(driver.pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
-def check_killed(folder: Path, photos: Path, records: int, kills: int, gaps: tuple[int, int], ways: list[str]) -> None:
-    peace = undisturbed(folder, photos, Service(passing=0, hang_s=0), shards={"records_per_shard": 10})
-    ended, made = killed(folder, photos, Service(echo=ECHO), kills, gaps, ways)
-    assert made == kills
-    check_counts(ended.output, records)
-    assert fates(ended.output) == fates(peace.output)
-    assert shard_hashes(ended.output) == shard_hashes(peace.output)
-    spent = audit(ended.output, ended.entries, cap_usd=1000, lost=kills * 24 * 2)
-    print(f"{kills} kills, {spent.unanswered} requests lost in flight, {spent.usd:.2f} USD")
-    for path in ended.output.rglob("*"):
+def check_kills(expected: Ended, output: Path, photos: Path, service: Service, kills: int, ways: list[str]) -> None:
+    """Kills change no byte of any shard, buy nothing twice, and tell no secret."""
+    gaps = (1, max(2, len(expected.entries) // kills))
+    with api_server(service, MODELS, SECRET) as server:
+        config = config_data(output, photos, server, **SMALL)
+        assert killed(config, server, kills, gaps, ways) == kills
+        assert drive(config, "--local") == 0, said(output)
+        entries = list(server.ledger)
+    check_counts(output, len(fates(expected.output)))
+    assert fates(output) == fates(expected.output)
+    assert shard_hashes(output) == shard_hashes(expected.output)
+    spent = audit(output, entries, cap_usd=1000, lost=kills * 2 * IN_FLIGHT)
+    print(f"{kills} kills, {len(entries)} requests, {spent.unanswered} lost in flight, {spent.usd:.2f} USD")
+    for path in output.parent.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    assert SECRET not in ended.said
 
 
-def test_a_few_kills_change_no_byte(tmp_path: Path, photos: dict[int, Path]) -> None:
-    check_killed(tmp_path, photos[FEW], FEW, 4, (20, 70), ["--local"])
+def test_a_few_kills_change_no_byte(peace: Ended, tmp_path: Path, photos: dict[int, Path]) -> None:
+    check_kills(peace, tmp_path / "killed", photos[FEW], Service(echo=ECHO, hopeless=0.3), 4, ["--local"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_change_no_byte(tmp_path: Path, photos: dict[int, Path]) -> None:
-    check_killed(tmp_path, photos[RECORDS], RECORDS, 20, (1, 75), ["", "--local"])
+    """Drivers with an embedded Ray and without take turns."""
+    expected = in_peace(tmp_path, photos[RECORDS], Service(passing=0), **SMALL)
+    check_kills(expected, tmp_path / "killed", photos[RECORDS], Service(echo=ECHO), 20, ["", "--local"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cap_holds_over_kills(peace: Ended, tmp_path: Path, photos: dict[int, Path]) -> None:
+    """On Ray, where the budget is in an actor that dies with its driver; what was lost in flight counts."""
+    enough, output = audit(peace.output, peace.entries).usd, tmp_path / "killed"
+    with api_server(Service(hopeless=0.3), MODELS, SECRET) as server:
+        cap = {"cap_usd": 0.7 * enough}
+        config = config_data(output, photos[FEW], server, budget=cap, **SMALL)
+        kills = killed(config, server, 6, (1, 20), [""])
+        lost = kills * 2 * IN_FLIGHT
+        assert kills >= 2
+        audit(output, server.ledger, cap_usd=0.7 * enough, lost=lost)
+        assert drive(config) == FLAWED, said(output)
+        spent = audit(output, server.ledger, cap_usd=0.7 * enough, lost=lost)
+        assert spent.usd > 0.5 * enough, "the cap was what stopped it"
+        assert drive(config_data(output, photos[FEW], server, **SMALL)) == 0, said(output)
+        audit(output, server.ledger, cap_usd=1000, lost=lost)
+    assert fates(output) == fates(peace.output)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_thousand_records(tmp_path: Path) -> None:
-    records = 2000
+    records, service = 2000, Service(echo=ECHO)
     folder = write_photos(tmp_path / "photos", records)
-    changes: dict[str, object] = {"shards": {"records_per_shard": 100}, "make": {"in_flight": 48}}
+    changes: dict[str, Any] = {"shards": {"records_per_shard": 100}, "make": {"in_flight": 2 * IN_FLIGHT}}
     began = time.monotonic()
-    with api_server(Service(echo=ECHO), MODELS, SECRET) as server:
-        done = drive(config_data(tmp_path / "out", folder, server, **changes), timeout_s=1500)
-        assert done.returncode == 0, done.stdout + done.stderr
-        entries, faults = list(server.ledger), server.script.faults  # type: ignore[attr-defined]
+    with api_server(service, MODELS, SECRET) as server:
+        config = config_data(tmp_path / "out", folder, server, **changes)
+        assert drive(config, timeout_s=1500) == 0, said(tmp_path / "out")
+        entries, faults = list(server.ledger), service.faults
     seconds = time.monotonic() - began
     counts = check_counts(tmp_path / "out", records)
     spent = audit(tmp_path / "out", entries, cap_usd=1000)
     assert 0.2 < 1 - faults["right"] / faults.total() < 0.35 and counts["failed"] == 0
     print(f"{len(entries)} requests in {seconds:.0f} s, {dict(faults)}, {dict(counts)}, {spent.usd:.2f} USD")
-    peace = undisturbed(tmp_path, folder, Service(passing=0, hang_s=0), **changes)
-    assert fates(peace.output) == fates(tmp_path / "out")
-    assert shard_hashes(peace.output) == shard_hashes(tmp_path / "out")
+    expected = in_peace(tmp_path, folder, Service(passing=0), **changes)
+    assert fates(expected.output) == fates(tmp_path / "out")
+    assert shard_hashes(expected.output) == shard_hashes(tmp_path / "out")
 
 
 def plain(first: str, failed: Sequence[Sequence[str]], attempt: int, preset: Preset) -> str:
@@ -301,13 +330,13 @@ def test_feedback_is_worth_more_than_another_draw(
 ) -> None:
     """The same line with its instructions as they are, always the first one, and about other aspects."""
     accepted = {}
-    make = {"prompts": {"strategy": "fixed"}}
     for name, instruct in (("feedback", next_instruction), ("plain", plain), ("shuffled", shuffled)):
         monkeypatch.setattr(trial, "next_instruction", instruct)
-        service = Service(passing=0, lasting=0, away=0, hopeless=0, luck=0.15)
+        service = Service(passing=0, lasting=0, away=0, hopeless=0)
         with api_server(service, MODELS, SECRET) as server:
+            make = {"prompts": {"strategy": "fixed"}, "in_flight": FEW}
             run_here(tmp_path / name, photos[FEW], server, make=make, shards={"records_per_shard": FEW})
         accepted[name] = check_counts(tmp_path / name, FEW)["kept"] / FEW
     print(accepted)
     assert accepted["feedback"] == 1.0
-    assert accepted["plain"] < 0.75 and accepted["shuffled"] < 0.75
+    assert max(accepted["plain"], accepted["shuffled"]) < 0.75

@@ -9,6 +9,7 @@ on how often a question was asked.
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -98,7 +99,11 @@ class Service:
             self.told[question] += 1
         if call.model == "writer":
             unusable = told == 0 and self._draw("writer", record) < self.lasting
-            return (Say("```json {}", tokens=_TOKENS["writer"]), "prose") if unusable else (_written(record), "right")
+            return (
+                (Say(f"{{{self.echo}}}", tokens=_TOKENS["writer"]), "prose")
+                if unusable
+                else (_written(record), "right")
+            )
         return self._judge(question, record, call.images[-1], told)
 
     def _passing(self, call: Call, question: tuple[str, ...], asked: int) -> tuple[Act, str]:
@@ -123,7 +128,7 @@ class Service:
                 (Refuse(), "refusal"),
                 (Raw(f"<html>{self.echo}</html>".encode()), "html 200"),
                 (Raw(b'{"candidates": [{"content"', mime="application/json"), "cut json"),
-                (Show((b"no picture",)), "no picture"),
+                (Show((b"no picture",), text=self.echo), "no picture"),
                 (Show((encode_png(decode_png(lq)[: SIDE // 2]),)), "wrong size"),
             )
             return answers[int(fate * len(answers))]
@@ -141,7 +146,7 @@ class Service:
             for aspect in ASPECTS
             if aspect in hard
             and (deaf or _SENTENCES[aspect] not in text)
-            and (deaf or self._draw("luck", record, aspect, draw_seed) >= self.luck)
+            and self._draw("luck", record, aspect, draw_seed) >= self.luck
         )
 
     def _judge(self, question: tuple[str, ...], record: str, hq: bytes, told: int) -> tuple[Act, str]:
@@ -152,7 +157,7 @@ class Service:
         if unreadable or (told == 0 and fate < 1):
             tokens = _TOKENS["judge"]
             answers: tuple[tuple[Act, str], ...] = (
-                (Say(f"Sure! Here it is:\n{answer}", tokens=tokens), "prose"),
+                (Say(f"{self.echo}! Here it is:\n{answer}", tokens=tokens), "prose"),
                 (Say(answer[: len(answer) // 2], finish="length", tokens=tokens), "cut answer"),
                 (Say(answer, cut=True, tokens=tokens), "cut json"),
                 (Raw(f"<html>{self.echo}</html>".encode()), "html 200"),
@@ -172,14 +177,15 @@ def charged_usd(entries: list[Entry]) -> float:
         model = entry.call.model
         if entry.charged and model in _USD_PER_IMAGE:
             usd += _USD_PER_IMAGE[model]
-        elif entry.charged and isinstance(entry.act, Say):
-            usd += _chat_usd(model)
+        elif isinstance(entry.act, Say | Refuse) and entry.call.route == "chat":
+            usd += _token_usd((100, 5) if isinstance(entry.act, Refuse) else _TOKENS[model])
+        elif isinstance(entry.act, Say):
+            usd += _token_usd(_TOKENS[model])
     return usd
 
 
-def _chat_usd(model: str) -> float:
-    prompt, out = _TOKENS[model]
-    return (prompt * 1.0 + out * 10.0) / 1e6
+def _token_usd(tokens: tuple[int, int]) -> float:
+    return (tokens[0] * 1.0 + tokens[1] * 10.0) / 1e6
 
 
 def record_of(png: bytes) -> str:
@@ -293,34 +299,33 @@ def config_of(output: Path, photos: Path, server: ApiServer, **changes: Any) -> 
     return GroundTruthConfig.model_validate(config_data(output, photos, server, **changes))
 
 
-def start(config: Mapping[str, Any], *options: str, command: Sequence[str] = ()) -> subprocess.Popen[str]:
+def start(config: Mapping[str, Any], *options: str, command: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """`pairforge run` with these options, or another command, in a session of its own.
 
-    Its config is written beside its output.
+    Its config is written beside its output, and what it prints is added to a file there: see `said`.
     """
     path = Path(f"{config['output']}.yaml")
     path.write_text(json.dumps(config))
     environment = {**os.environ, KEY_ENV: SECRET, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)
-    called = [*(command or ("run", str(path))), *options]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "pipelines.cli", *called],
-        env=environment,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        start_new_session=True,
-    )
+    called = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", *(command or ("run", str(path))), *options]
+    with Path(f"{config['output']}.said").open("ab") as file:
+        return subprocess.Popen(called, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
-def drive(
-    config: Mapping[str, Any], *options: str, command: Sequence[str] = (), timeout_s: float = 250
-) -> subprocess.CompletedProcess[str]:
-    """`start`, to its end."""
+def drive(config: Mapping[str, Any], *options: str, command: Sequence[str] = (), timeout_s: float = 250) -> int:
+    """`start`, to its end; the exit code. Where this ends before it does, so does the command."""
     with start(config, *options, command=command) as process:
-        said, complained = process.communicate(timeout=timeout_s)
-    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
+        try:
+            return process.wait(timeout_s)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def said(output: Path) -> str:
+    """All that commands printed, to either stream."""
+    return Path(f"{output}.said").read_text(errors="replace")
 
 
 def fates(output: Path) -> dict[str, tuple[str, str, str | None]]:
@@ -379,6 +384,15 @@ def audit(output: Path, entries: list[Entry], cap_usd: float | None = None, lost
     if cap_usd is not None:
         assert spent.usd <= cap_usd + 1e-6, "the cap was passed"
     return spent
+
+
+def unsure_usd(output: Path) -> float:
+    """The prices set aside for requests that ended, of which nobody told what they cost."""
+    usd = 0.0
+    for rows in journal_rows(output).values():
+        reserved = {row.request: row.reserved_usd or 0.0 for row in rows if isinstance(row, Intent)}
+        usd += sum(reserved[row.request] for row in rows if isinstance(row, Outcome) and row.cost_usd is None)
+    return usd
 
 
 def _readable(entry: Entry) -> bool:
