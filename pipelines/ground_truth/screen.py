@@ -33,7 +33,7 @@ from pipelines.ground_truth.services import Shared
 from pipelines.ground_truth.settings import AnyScreen, GroundTruthConfig, Service, VlmScreen
 from pipelines.plan import too_small
 from pipelines.settings import Normalisation
-from pipelines.stages import Stage
+from pipelines.stages import Resources, Stage
 
 CHUNK_SOURCES = 64
 """Part of the layout of what is stored: to change it makes everything be measured again."""
@@ -118,9 +118,14 @@ def source_values(row: CatalogRow) -> dict[str, Value]:
 
 
 def screen_stages(config: GroundTruthConfig) -> tuple[Stage, ...]:
-    """One stage for every step, in order, named `screen_NAME`."""
+    """One stage for every step, in order, named `screen_NAME`.
+
+    All together take one core where the config says nothing: actors hold theirs while they wait, and with a core each,
+    few cores would never have room for many steps.
+    """
+    share = Resources(cpus=10_000 // len(config.screen) / 10_000)
     return tuple(
-        Stage(f"screen_{step.name}", 1, partial(_make_step, index)) for index, step in enumerate(config.screen)
+        Stage(f"screen_{step.name}", 1, partial(_make_step, index), share) for index, step in enumerate(config.screen)
     )
 
 

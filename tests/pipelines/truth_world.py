@@ -67,8 +67,6 @@ class Service:
     luck: float = 0.15
     hopeless: float = 0.05
     echo: str = "scripted"
-    only: tuple[str, ...] = ()
-    """Kinds of passing faults; all where empty."""
     asked: Counter[tuple[str, ...]] = field(default_factory=Counter)
     told: Counter[tuple[str, ...]] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -98,12 +96,9 @@ class Service:
             told = self.told[question]
             self.told[question] += 1
         if call.model == "writer":
-            unusable = told == 0 and self._draw("writer", record) < self.lasting
-            return (
-                (Say(f"{{{self.echo}}}", tokens=_TOKENS["writer"]), "prose")
-                if unusable
-                else (_written(record), "right")
-            )
+            if told == 0 and self._draw("writer", record) < self.lasting:
+                return Say(f"{{{self.echo}}}", tokens=_TOKENS["writer"]), "prose"
+            return _written(record), "right"
         return self._judge(question, record, call.images[-1], told)
 
     def _passing(self, call: Call, question: tuple[str, ...], asked: int) -> tuple[Act, str]:
@@ -117,7 +112,7 @@ class Service:
             "drip": Drip(right, 0.1),
             "half": Half(right),
         }
-        names = self.only or tuple(kinds)
+        names = tuple(kinds)
         name = names[int(self._draw("kind", *question, str(asked)) * len(names))]
         return kinds[name], name
 
