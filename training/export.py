@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from safetensors.torch import load_file, save_file
@@ -74,9 +73,8 @@ def _card(facts: ModelFacts) -> str:
         f"{', '.join(each.licences)}"
         for each in facts.snapshots
     )
-    options = (
-        ", ".join(f"{name} {_short(value)}" for name, value in facts.model.options.items()) or "its usual settings"
-    )
+    told = ", ".join(f"{name} {json.dumps(value)}" for name, value in facts.model.options.items())
+    options = told or "its usual settings"
     return f"""---
 library_name: pairforge
 ---
@@ -99,7 +97,3 @@ Means over pictures, on the held-out split; PSNR in dB.
 
 Use it with `pairforge restore FOLDER PHOTOS -o OUT`.
 """
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value)
