@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from pipelines.ground_truth.settings import GroundTruthConfig
 from pipelines.ground_truth.status import is_truth, truth_status
 from tests.api_server import Act, Call, Say, api_server
 
-from .truth_world import KEY_ENV, MODELS, SECRET, Service, charged_usd, config_data, config_of, drive, write_photos
+from .truth_world import KEY_ENV, MODELS, SECRET, Service, charged_usd, config_data, config_of, write_photos
 
 FEW = 24
 ATTEMPTS = LoopPolicy().max_regenerations + 1
@@ -29,6 +32,14 @@ WEIGHTLESS = {
     "judge": {"backend": "metric"},
     "prompts": {"strategy": "fixed"},
 }
+
+
+def pairforge(config: dict[str, Any], command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """A command of its own process; the config is written beside its output first."""
+    Path(f"{config['output']}.yaml").write_text(json.dumps(config))
+    environment = {**os.environ, KEY_ENV: SECRET, "no_proxy": "127.0.0.1"}
+    called = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", *command]
+    return subprocess.run(called, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +192,7 @@ def test_prices_that_are_not_stated_are_not_known(tmp_path: Path) -> None:
         assert told["spend"]["unpriced"] > 0 and told["spend"]["cap_usd"] is None
         after = estimate_truth(config)
         assert after["history"]["usd_a_record"] is None and after["total"]["most_usd"] == 0
-        said = drive(data, command=("plan", f"{output}.yaml")).stdout
+        said = pairforge(data, ("plan", f"{output}.yaml")).stdout
         assert f"{told['spend']['unpriced']} requests so far had no price" in said
 
 
@@ -231,20 +242,20 @@ def test_the_commands(tmp_path: Path) -> None:
     assert not is_truth(open_storage(str(output)))
     with api_server(faultless(), MODELS, SECRET) as server:
         data, path = config_data(output, photos, server), f"{output}.yaml"
-        before = drive(data, command=("plan", path))
+        before = pairforge(data, ("plan", path))
         assert before.returncode == 0, before.stderr
         assert "selection is not known yet" in before.stdout and "at most 8 records join" in before.stdout
         assert "upper bound" in before.stdout and not server.ledger
         run_here(GroundTruthConfig.model_validate(data))
         spent = charged_usd(server.ledger)
-        after = drive(data, command=("plan", path)).stdout
+        after = pairforge(data, ("plan", path)).stdout
         assert "nothing left to do" in after and "8 committed records" in after
-        assert json.loads(drive(data, command=("plan", path, "--json")).stdout)["total"]["records_done"] == 8
-        told = drive(data, command=("status", path)).stdout
+        assert json.loads(pairforge(data, ("plan", path, "--json")).stdout)["total"]["records_done"] == 8
+        told = pairforge(data, ("status", path)).stdout
         assert f"spent ${spent:.2f} of $1,000.00" in told and "an accepted pair costs" in told
-        without = drive(data, command=("status", str(output))).stdout
+        without = pairforge(data, ("status", str(output))).stdout
         assert f"spent ${spent:.2f}: make" in without, "the cap is in the config"
-        refused = drive(data, command=("calibrate", path))
+        refused = pairforge(data, ("calibrate", path))
         assert refused.returncode == 2 and "costs money" in refused.stderr
         assert SECRET not in before.stdout + after + told + without
 
