@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from generators.loop import sum_usage
+from generators.returned import SizeRule, fit_candidate, framed
 from pairforge.image import Pixels, encode_png
 from pairforge.protocols import TRANSIENT, BackendError, Candidate, Generator, Usage
 from pairforge.rng import seed_for
@@ -45,6 +46,7 @@ def repeat_rounds(
     is_better: Comparison,
     instruct: Callable[[tuple[str, ...]], str],
     max_rounds: int = MAX_ROUNDS,
+    rule: SizeRule | None = None,
 ) -> Repeated:
     """`restore` gets the image so far, the instruction and the number of the round, from 1.
 
@@ -76,7 +78,8 @@ def repeat_rounds(
         winner = found
         corrections += tuple(f"round {number}: {correction}" for correction in found.corrections)
     if winner is None:
-        unchanged = Candidate(lq, encode_png(lq), "image/png", (), sum_usage(spent))
+        rule = rule or SizeRule()  # the input as it would come back, so that pixels are derived by the same rule
+        unchanged = fit_candidate(lq, encode_png(framed(lq, rule)), "image/png", sum_usage(spent), rule)
         return Repeated(unchanged, tuple(rounds))
     candidate = Candidate(winner.pixels, winner.data, winner.mime, corrections, sum_usage(spent))
     return Repeated(candidate, tuple(rounds))
@@ -104,6 +107,7 @@ class RestoreAssessRepeat:
         self.name = f"restore_assess_repeat-{generator.name}"
         self.revision = f"1-{generator.revision}-{judges_revision}-{max_rounds}"
         self.deterministic = generator.deterministic
+        self.rule: SizeRule = getattr(generator, "rule", SizeRule())
         price = generator.price_usd
         self.price_usd: float | None = None if price is None else price * max_rounds
 
@@ -119,4 +123,4 @@ class RestoreAssessRepeat:
         def instruct(degradations: tuple[str, ...]) -> str:
             return f"{instruction} Remove in particular: {', '.join(degradations)}.".strip()
 
-        return repeat_rounds(lq, restore, self._assess, self._is_better, instruct, self._max_rounds)
+        return repeat_rounds(lq, restore, self._assess, self._is_better, instruct, self._max_rounds, self.rule)

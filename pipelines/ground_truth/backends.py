@@ -50,6 +50,7 @@ from pipelines.ground_truth.settings import (
     VlmScreen,
     WatermarkScreen,
 )
+from pipelines.settings import Normalisation
 from qc.judges import ChatJudge, MetricJudge
 
 Values = dict[str, Value | list[float]]
@@ -272,9 +273,9 @@ class _OneByOne:
         return [dict(self._scorer.measure(each)) for each in pictures]
 
 
-def screen_address(screen: AnyScreen, services: Mapping[str, Service]) -> str:
-    """A name for the stored values of one scorer with one set of settings, without loading it."""
-    stated = screen.identity()
+def screen_address(screen: AnyScreen, services: Mapping[str, Service], base: Normalisation) -> str:
+    """A name for the stored values of one scorer over sources that are cut so, without loading it."""
+    stated = {**screen.identity(), "base": base.model_dump(mode="json", exclude={"small"})}
     if screen.service_name is not None:
         stated["service"] = services[screen.service_name].model_dump(mode="json", include=ASKED)
     match screen:

@@ -23,7 +23,7 @@ from pairforge.config import canonical_json
 from pairforge.image import Pixels, decode_png, encode_png, prepare_worker
 from pairforge.journal import Partition
 from pairforge.journal_spend import seal
-from pairforge.protocols import Candidate, Generator, Usage
+from pairforge.protocols import BackendError, Candidate, Generator, Usage
 from pairforge.records import DamagedError, Fate, GeneratedSample, Generation, InfraError, SampleError, parse_stored
 from pairforge.shards import Marker, ShardWriter
 from pairforge.storage import Storage, open_storage
@@ -56,7 +56,6 @@ class TruthMaker:
         self._settings = settings
         self._storage = open_storage(output)
         self._backends = Backends(settings.services, shared)
-        self._judge = self._backends.judge(make.judge, make.checks.gain)
         self._writer = self._backends.client(make.prompts.writer) if make.prompts.writer else None
         self._journaled = asks_models(settings)
 
@@ -72,7 +71,7 @@ class TruthMaker:
             partition=partition,
             generator=self._generator(part.category),
             fallback=self._backends.generator(fallback, part.category) if fallback else None,
-            judge=self._judge,
+            judge=self._backends.judge(self._settings.make.judge, self._settings.make.checks.gain),
             writer=self._writer,
         )
         ids = bound_ids()
@@ -241,4 +240,7 @@ def replay_truth(storage: Storage, files: Mapping[str, bytes]) -> tuple[Pixels, 
     if generation.reply is None:
         raise ValueError("the record names no answer that HQ came from")
     data, rule = read_asset(storage, generation.reply), SizeRule.model_validate(generation.size_rule)
-    return lq, fit_candidate(lq, data, generation.reply_mime, Usage(0.0), rule).pixels
+    try:
+        return lq, fit_candidate(lq, data, generation.reply_mime, Usage(0.0), rule).pixels
+    except BackendError as error:
+        raise ValueError(f"HQ cannot be derived from its answer: {error}") from error

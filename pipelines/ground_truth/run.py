@@ -32,7 +32,7 @@ from pipelines.ground_truth.place import Place
 from pipelines.ground_truth.plan import TruthPart, make_settings, plan_truth
 from pipelines.ground_truth.report import count_sources, funnel, refusals
 from pipelines.ground_truth.screen import Chunk, ScreenSettings, chunks, screen_stages
-from pipelines.ground_truth.select import PASSED, Selection, read_slots, select, standings_table, write_slots
+from pipelines.ground_truth.select import NOT_MEASURED, Selection, read_slots, select, standings_table, write_slots
 from pipelines.ground_truth.services import Shared
 from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, ModelScreen, Service
 from pipelines.ground_truth.trial import OVER_BUDGET
@@ -159,10 +159,9 @@ class _Line:
     def made(self, selection: Selection, started: float) -> TruthReport:
         """Make what is selected and not committed, and publish."""
         config, storage, watchers = self._config, self._storage, self._watchers
-        standing = frozenset((each.source_id, each.category) for each in selection.standings if each.phase == PASSED)
         spends = spend(storage)
         spent_usd = total(spends).usd
-        self._take_back(standing)
+        self._take_back(selection)
         self._send_again(spent_usd)
         parts = list(plan_truth(config, self.catalog))
         planned = outline_of(((part.shard, len(part.records)) for part in parts), storage)
@@ -188,12 +187,11 @@ class _Line:
             carry_parts(storage, config.run, iter(pending), tally, backend, watched, _spent_out)
         raise_given_up(tally)
         self._hold.check()
-        return self._published(selection, standing, parts, tally, planned.done, started)
+        return self._published(selection, parts, tally, planned.done, started)
 
     def _published(
         self,
         selection: Selection,
-        standing: frozenset[tuple[str, str]],
         parts: Sequence[TruthPart],
         tally: Tally,
         before: frozenset[str],
@@ -208,12 +206,12 @@ class _Line:
             all_of_it.add(marker)
         check_failed(config.run, storage, all_of_it, final=True)
         if not markers:
-            raise InfraError("no part could be made: the budget is spent; raise budget.cap_usd and run again")
+            raise InfraError(f"no part could be made yet: {refusals(selection)}; the budget may leave no room")
         excluded = [
             record.key
             for part in there
             for record in part.records
-            if (record.source.source_id, part.category) not in standing
+            if selection.refuses(record.source.source_id, part.category)
         ]
         told = funnel(self.catalog, selection, markers)
         sources = count_sources(self.catalog, selection)
@@ -230,11 +228,11 @@ class _Line:
             seconds=time.monotonic() - started,
             funnel=told,
             unmade=len(parts) - len(there),
-            unmeasured=sum(each.reason == "not_measured" for each in selection.standings),
+            unmeasured=sum(each.reason == NOT_MEASURED for each in selection.standings),
             usd=total(spend(storage)).usd,
         )
 
-    def _take_back(self, standing: frozenset[tuple[str, str]]) -> None:
+    def _take_back(self, selection: Selection) -> None:
         """Nothing is spent on what new rules refuse: its slot is taken back unless its pair is made already."""
         present = {entry.name for entry in self._storage.list("shards/")}
         refused = {
@@ -242,7 +240,8 @@ class _Line:
             for part in plan_truth(self._config, self.catalog)
             if part.shard.marker not in present
             for record in part.records
-        } - standing
+            if selection.refuses(record.source.source_id, part.category)
+        }
         if refused:
             slots = [slot for slot in read_slots(self._storage) if (slot.source_id, slot.category) in refused]
             taken = [slot._replace(given=False) for slot in slots if slot.given]

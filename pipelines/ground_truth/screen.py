@@ -23,7 +23,7 @@ from pairforge.journal import Partition
 from pairforge.journal_spend import seal
 from pairforge.protocols import TRANSIENT, BackendError
 from pairforge.records import Frozen, InfraError, SampleError
-from pairforge.remote import paying
+from pairforge.remote import BackendMisconfigured, paying
 from pairforge.shards import ShardName
 from pairforge.storage import Storage, open_storage
 from pipelines.bases import cut_source
@@ -38,6 +38,7 @@ from pipelines.stages import Resources, Stage
 CHUNK_SOURCES = 64
 """Part of the layout of what is stored: to change it makes everything be measured again."""
 SCREEN = "screen/"
+_COLUMNS = frozenset({"source_id", "trouble", "detail"})
 _TEXTS = frozenset({"hash"})
 _LISTS = frozenset({"embedding"})
 
@@ -141,7 +142,7 @@ class ScreenStep:
         self._step = settings.steps[index]
         self._last = index == len(settings.steps) - 1
         self._storage = open_storage(output)
-        self._address = screen_address(self._step, settings.services)
+        self._address = screen_address(self._step, settings.services, settings.base)
         self._backends = Backends(settings.services, shared)
         self._opened: Measurer | None = None
 
@@ -261,6 +262,8 @@ def write_measured(storage: Storage, address: str, number: int, found: Mapping[s
     """Store what a step measured of some sources of a chunk; the same sources give the same name."""
     ids = sorted(found)
     names = sorted({name for each in found.values() for name in each.values})
+    if taken := _COLUMNS.intersection(names):
+        raise BackendMisconfigured(f"a measure may not be called {min(taken)}: change the labels of {address}")
     columns: dict[str, Any] = {
         "source_id": pa.array(ids, pa.string()),
         "trouble": pa.array([found[i].trouble for i in ids], pa.string()),

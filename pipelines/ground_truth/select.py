@@ -32,6 +32,7 @@ from pipelines.ground_truth.settings import Category, GroundTruthConfig
 SELECTED = "selected/"
 _SETTINGS = f"{SELECTED}settings.json"
 PASSED = "selected"
+NOT_MEASURED = "not_measured"
 _LATER_PHASES = ("licence", "category", "held_out", "duplicate", "quota")
 
 
@@ -101,6 +102,18 @@ class Selection:
     def selected(self) -> frozenset[str]:
         return frozenset(each.source_id for each in self.standings if each.phase == PASSED)
 
+    def refuses(self, source_id: str, category: str) -> bool:
+        """Whether a slot of this source should not be there. One that has yet to be measured is not refused."""
+        return (source_id, category) not in self._held and source_id not in self._unmeasured
+
+    @cached_property
+    def _held(self) -> frozenset[tuple[str, str]]:
+        return frozenset((each.source_id, each.category) for each in self.standings if each.phase == PASSED)
+
+    @cached_property
+    def _unmeasured(self) -> frozenset[str]:
+        return frozenset(each.source_id for each in self.standings if each.reason == NOT_MEASURED)
+
     def refused(self) -> dict[str, dict[str, int]]:
         """How many every phase refused, by reason; phases in their order."""
         counts: dict[str, Counter[str]] = {phase: Counter() for phase in self.phases}
@@ -155,7 +168,7 @@ def _screened(config: GroundTruthConfig, storage: Storage, chunk: Chunk) -> Iter
     alive = {row.source_id: row for row in chunk.rows}
     ended: dict[str, tuple[Standing, bool]] = {}
     for step in config.screen:
-        known = read_measured(storage, screen_address(step, config.services), chunk.number)
+        known = read_measured(storage, screen_address(step, config.services, config.base), chunk.number)
         values = merged(values, step.name, known)
         for source_id, row in list(alive.items()):
             told = _failed(f"screen_{step.name}", known.get(source_id), values[source_id], step.rules)
@@ -181,7 +194,7 @@ def _failed(
 ) -> tuple[str, str, str] | None:
     """Phase, reason and detail where a source goes no further than this step."""
     if measured is None:
-        return phase, "not_measured", "due again"
+        return phase, NOT_MEASURED, "due again"
     if measured.trouble:
         return phase, f"unmeasured_{measured.trouble}", measured.detail
     try:

@@ -143,7 +143,7 @@ def measured(config: GroundTruthConfig, name: str) -> dict[str, Measured]:
     """What is stored of a step, by source."""
     storage = open_storage(config.output)
     step = next(step for step in config.screen if step.name == name)
-    address = screen_address(step, config.services)
+    address = screen_address(step, config.services, config.base)
     found = [read_measured(storage, address, chunk.number) for chunk in chunks(Catalog(storage), config.base)]
     return {source_id: each for part in found for source_id, each in part.items()}
 
@@ -453,7 +453,6 @@ class TestRay:
         with pytest.raises(BackendMisconfigured, match=f"weights are {models.weights['clip']}, not {WRONG}"):
             run_truth(config_of(tmp_path / "out", folder, wrong, screen=steps), SessionPlace())
 
-    @pytest.mark.xfail(strict=True, reason="the judge is opened where actors are made, which tells of bugs alone")
     def test_a_judge_of_other_weights_is_refused_too(self, folder: Path, models: Models, tmp_path: Path) -> None:
         wrong = {"backend": "transformers", "model": models.folders["vlm"], "weights": WRONG, "device": "cpu"}
         make = making(models, judge=wrong)
@@ -462,7 +461,6 @@ class TestRay:
             run_truth(config, SessionPlace())
 
 
-@pytest.mark.xfail(strict=True, reason="the address of stored values does not name how sources are cut")
 def test_sources_that_are_cut_otherwise_are_measured_anew(folder: Path, tmp_path: Path) -> None:
     config = weightless(tmp_path / "out", folder)
     screen_sources(config, here())
@@ -599,7 +597,7 @@ def test_answers_in_the_journal_are_not_bought_again(
     screen_sources(config, here())
     stored, asked = measured(config, "vlm"), eyes.asked.total()
     assert asked == 17
-    address = screen_address(config.screen[1], config.services)
+    address = screen_address(config.screen[1], config.services, config.base)
     shutil.rmtree(Path(config.output) / SCREEN / address)  # as if the run had died before it could store them
     screen_sources(config, here())
     assert eyes.asked.total() == asked and measured(config, "vlm") == stored
@@ -657,7 +655,6 @@ def test_restore_assess_repeat_in_the_line(folder: Path, tmp_path: Path) -> None
     assert any(np.abs(sample["lq"].astype(int) - sample["hq"]).mean() > 1 for sample in samples(config))
 
 
-@pytest.mark.xfail(strict=True, reason="the record states the default rule for sizes, not that of the model inside")
 def test_restore_assess_repeat_around_a_model_is_made_again_too(folder: Path, models: Models, tmp_path: Path) -> None:
     """At a size that is none of the model's, so that an answer has to be laid over its input."""
     own = making(models)["generator"]
