@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-ground-truth test test-slow lint format bench chaos gallery config-docs golden clean
+.PHONY: demo demo-ground-truth train-demo test test-slow lint format bench chaos gallery config-docs golden clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/pairforge run configs/demo.yaml --sheet out/demo/sheet.png
@@ -23,6 +23,12 @@ else
 	$(VENV)/bin/pairforge export out/demo out/demo_degraded
 	$(VENV)/bin/pairforge run configs/demo_ground_truth.yaml --sheet out/demo_ground_truth/sheet.png
 endif
+
+train-demo: $(VENV)/.train
+	$(VENV)/bin/pairforge train configs/demo_train.yaml --local
+	rm -rf out/demo_pairs
+	$(VENV)/bin/pairforge export out/demo out/demo_pairs --split val --category noise --category low_light
+	$(VENV)/bin/pairforge restore out/demo_train/model out/demo_pairs/lq -o out/demo_restored --compare
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -m "not slow"
@@ -68,4 +74,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/.demo $(VENV)/.train
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e '.[demo,train]'
 	touch $@ $(VENV)/.demo

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from pipelines import cli_banks, cli_models, cli_runs
+from pipelines import cli_banks, cli_models, cli_runs, cli_training
 from pipelines.console import (
     FLAWED,
     TERMINATED,
@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_runs.app)
+app.add_typer(cli_training.app)
 app.add_typer(cli_banks.app, name="bank")
 app.add_typer(cli_models.app, name="models")
 

@@ -1,5 +1,6 @@
 """The networks against their papers and their promises. Small ones compute, large ones are only counted."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ torch = pytest.importorskip("torch")
 from training.models.catalog import MODELS, ModelConfig, build_model, count_macs, count_parameters  # noqa: E402
 from training.models.layers import ChannelNorm  # noqa: E402
 from training.models.nafnet import NAFBlock, NAFNetConfig, SimpleGate  # noqa: E402
-from training.models.restormer import ChannelwiseAttention, RestormerConfig  # noqa: E402
+from training.models.restormer import ChannelwiseAttention, GatedFeedForward, RestormerConfig  # noqa: E402
 
 TINY = ("nafnet_tiny", "restormer_tiny")
 
@@ -30,6 +31,15 @@ def _seeded() -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         yield
+
+
+def awake(model: str | NAFNetConfig | RestormerConfig) -> Any:
+    """A network whose weights that start at 0, and would hide all others, are drawn."""
+    network = build_model(model).eval()
+    for key, weights in network.named_parameters():
+        if key.startswith("ending") or key.endswith(("beta", "gamma")):
+            torch.nn.init.normal_(weights, std=0.05)
+    return network
 
 
 def random_image(height: int, width: int, count: int = 1) -> Any:
@@ -68,7 +78,7 @@ def test_cost_is_linear_in_pixels(name: str) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (13, 9), (33, 18), (32, 48)])
 @pytest.mark.parametrize("name", TINY)
 def test_any_size_comes_back_as_it_went_in(name: str, size: tuple[int, int]) -> None:
-    model = build_model(name).eval()
+    model = awake(name)
     image = random_image(*size, count=2)
     with torch.inference_mode():
         restored = model(image)
@@ -80,7 +90,7 @@ def test_any_size_comes_back_as_it_went_in(name: str, size: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("name", TINY)
 def test_padding_repeats_the_edge(name: str) -> None:
-    model = build_model(name).eval()
+    model = awake(name)
     image = random_image(14, 11)
     multiple = model.multiple_px
     below, beside = -14 % multiple, -11 % multiple
@@ -94,14 +104,19 @@ def test_equal_seeds_give_equal_weights_and_results(name: str) -> None:
     image, results = random_image(24, 24), []
     for _ in range(2):
         torch.manual_seed(7)
-        model = build_model(name).eval()
+        model = awake(name)
         with torch.inference_mode():
             results += [model(image), model(image)]
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_networks_start_as_identity(name: str) -> None:
+    image = random_image(13, 9)
+    assert torch.equal(build_model(name)(image), image)
+
+
 def test_nafnet_blocks_start_as_identity() -> None:
-    """The blocks, not the network: its first and last convolution start at random, as the authors' do."""
     features = torch.randn(1, 6, 9, 8)
     assert torch.equal(NAFBlock(6)(features), features)
 
@@ -109,10 +124,7 @@ def test_nafnet_blocks_start_as_identity() -> None:
 @pytest.mark.parametrize("name", [*TINY, "bias free"])
 def test_gradients_reach_every_weight(name: str) -> None:
     tiny = MODELS["restormer_tiny"].model_copy(update={"bias_free": True})
-    model = build_model(tiny if name == "bias free" else name)
-    for key, weights in model.named_parameters():
-        if key.endswith(("beta", "gamma")):  # at 0 they keep gradients from what they scale
-            torch.nn.init.normal_(weights)
+    model = awake(tiny if name == "bias free" else name)
     image = random_image(16, 16)
     (model(image) - image.flip(-1)).square().mean().backward()
     idle = [key for key, weights in model.named_parameters() if weights.grad is None or not weights.grad.any()]
@@ -141,7 +153,7 @@ def test_a_pair_is_learned_in_few_steps(name: str) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_half_precision_stays_near(name: str) -> None:
-    model, image = build_model(name).eval(), random_image(24, 24)
+    model, image = awake(name), random_image(24, 24)
     with torch.inference_mode():
         exact = model(image)
         with torch.autocast("cpu", torch.bfloat16):
@@ -184,6 +196,19 @@ def test_attention_follows_its_equation() -> None:
             expected[2 * head + own] = shares @ value
     out = attention.out.weight[..., 0, 0].detach().double().numpy() @ expected
     assert np.allclose(found[0].reshape(channels, 20), out, atol=1e-5)
+
+
+def test_feed_forward_follows_its_equation() -> None:
+    layer = GatedFeedForward(4, expansion=1.7)
+    features = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        wide = layer.widen(features).double().numpy()
+        found = layer(features)
+        assert wide.shape[1] == 2 * 6
+        gate, gated = wide[:, :6], wide[:, 6:]
+        normal = 0.5 * (1 + np.vectorize(math.erf)(gate / math.sqrt(2)))
+        expected = layer.out(torch.from_numpy(gate * normal * gated).float())
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_configs_survive_json() -> None:

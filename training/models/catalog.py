@@ -1,7 +1,7 @@
 """The networks by name, and what they cost."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
@@ -46,16 +46,22 @@ def build_model(model: str | NAFNetConfig | RestormerConfig) -> nn.Module:
     return NAFNet(model) if isinstance(model, NAFNetConfig) else Restormer(model)
 
 
-def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    return sum(values.numel() for values in model.parameters() if values.requires_grad or not trainable_only)
+def count_parameters(model: nn.Module) -> int:
+    return sum(weights.numel() for weights in model.parameters())
 
 
-def count_macs(model: str | NAFNetConfig | RestormerConfig, height_px: int = 256, width_px: int = 256) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one image; norms, gates and sums are not counted.
+class Macs(NamedTuple):
+    """Multiply-accumulates; norms, gates and sums are not counted. Two FLOPs each as hardware is rated, one as most
+    restoration papers count, many of which leave the matrix products of attention out."""
 
-    Nothing is computed and no memory taken for it. A FLOP as hardware counts them is half a multiply-accumulate;
-    papers often write FLOPs for what is counted here.
-    """
+    convolutions: int
+    products: int
+
+
+def count_macs(model: str | NAFNetConfig | RestormerConfig, height_px: int = 256, width_px: int = 256) -> Macs:
+    """Of one image. Nothing is computed and no memory taken for it."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         build_model(model)(torch.zeros(1, 3, height_px, width_px))
-    return int(counter.get_total_flops()) // 2
+    counts = {str(operation): int(flops) // 2 for operation, flops in counter.get_flop_counts()["Global"].items()}
+    convolutions = counts.pop("aten.convolution", 0)
+    return Macs(convolutions, sum(counts.values()))

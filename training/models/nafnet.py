@@ -1,9 +1,9 @@
 """NAFNet: a U-Net of convolutions and products, without activation functions.
 
 Chen, Chu, Zhang and Sun, "Simple Baselines for Image Restoration", ECCV 2022, written from the paper's equations.
-Deviations: sides are padded by repeating the edge, where the authors' code pads with zeros; the local pooling at test
-time of their later work (Chu et al., ECCV 2022) is not here: channel attention pools over all it gets, so pictures
-much larger than the training crops should be restored in tiles.
+Deviations: the network starts as identity (see `PaddedResidual`), and sides are padded by repeating the edge, where the
+authors' code pads with zeros. The local pooling at test time of their later work (Chu et al., ECCV 2022) is not here:
+channel attention pools over all it gets, so pictures much larger than the training crops should be restored in tiles.
 """
 
 # mypy: allow-subclassing-any
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pairforge.records import Frozen
-from training.models.layers import ChannelNorm, PaddedResidual, conv
+from training.models.layers import ChannelNorm, PaddedResidual, conv, zero_conv
 
 BlockCount = Annotated[int, Field(ge=0, le=100)]
 
@@ -40,7 +40,7 @@ class NAFNetConfig(Frozen):
 
 
 class SimpleGate(nn.Module):
-    """Eq. (4): one half of the channels times the other half."""
+    """One half of the channels times the other half."""
 
     def forward(self, features: Tensor) -> Tensor:
         first, second = features.chunk(2, dim=1)
@@ -48,7 +48,7 @@ class SimpleGate(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Eq. (6), simplified channel attention: channels scaled by a linear map of their means, with no nonlinearity."""
+    """Simplified channel attention: channels scaled by a linear map of their means, with no nonlinearity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class ChannelAttention(nn.Module):
 
 
 class NAFBlock(nn.Module):
-    """Fig. 3c: a spatial and a pointwise branch, each behind a norm. Their scales start at 0, the block as identity."""
+    """A spatial and a pointwise branch, each behind a norm. Their scales start at 0, so the block is identity then."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class NAFNet(PaddedResidual):
             nn.Sequential(conv(width, 2 * width, 1, bias=False), nn.PixelShuffle(2)) for width in widths[:0:-1]
         )
         self.decoders = nn.ModuleList(map(_blocks, widths[-2::-1], config.decoder_blocks))
-        self.ending = conv(widths[0], 3, 3)
+        self.ending = zero_conv(widths[0], 3, 3)
 
     def correction(self, image: Tensor) -> Tensor:
         features = self.intro(image)

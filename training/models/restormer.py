@@ -1,7 +1,8 @@
 """Restormer: a U-Net of transformer blocks whose attention is between channels, so its cost is linear in pixels.
 
 Zamir, Arora, Khan, Hayat, Khan and Yang, "Restormer: Efficient Transformer for High-Resolution Image Restoration",
-CVPR 2022, written from the paper. Deviation: sides are padded by repeating the edge, where the authors' scripts reflect.
+CVPR 2022, written from the paper. Deviations: the network starts as identity (see `PaddedResidual`), and sides are
+padded by repeating the edge, where the authors' scripts reflect.
 """
 
 # mypy: allow-subclassing-any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pairforge.records import Frozen
-from training.models.layers import ChannelNorm, PaddedResidual, conv
+from training.models.layers import ChannelNorm, PaddedResidual, conv, zero_conv
 
 Count = Annotated[int, Field(ge=1, le=100)]
 
@@ -43,9 +44,10 @@ class RestormerConfig(Frozen):
 
 
 class ChannelwiseAttention(nn.Module):
-    """MDTA, eq. (1): attention between the channels of a head, over all pixels, with a learned temperature.
+    """MDTA: attention between the channels of a head, over all pixels, with a learned temperature.
 
-    Queries, keys and values see their 3x3 neighbourhood; queries and keys are normalised over the pixels.
+    Queries, keys and values see their 3x3 neighbourhood; queries and keys are normalised over the pixels. The
+    temperature multiplies, as in the authors' code; in the paper it divides.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -68,7 +70,7 @@ class ChannelwiseAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """GDFN, eq. (2): pointwise, then depthwise; one half, through a GELU, gates the other."""
+    """GDFN: pointwise, then depthwise; one half, through a GELU, gates the other."""
 
     def __init__(self, channels: int, expansion: float) -> None:
         super().__init__()
@@ -127,7 +129,7 @@ class Restormer(PaddedResidual):
             blocks(widths[level] if level else 2 * widths[0], level, config.blocks[level]) for level in inwards
         )
         self.refinement = blocks(2 * widths[0], 0, config.refinement_blocks)
-        self.ending = conv(2 * widths[0], 3, 3, bias=False)
+        self.ending = zero_conv(2 * widths[0], 3, 3, bias=False)
 
     def correction(self, image: Tensor) -> Tensor:
         features = self.encoders[0](self.embedding(image))

@@ -1,0 +1,80 @@
+"""Bytes of single samples out of tars: through files that stay open in a folder, by ranges elsewhere."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pairforge.records import InfraError
+from pairforge.storage import Storage
+from training.pool import Span, Ticket
+
+_MOST_OPEN = 64
+_GAP_BYTES = 4096
+"""Spans closer than this are read as one."""
+
+
+class Reader:
+    """Reads what tickets name. Holds no open file when it is sent to a worker."""
+
+    def __init__(self, storages: Sequence[Storage]) -> None:
+        self._storages = tuple(storages)
+        self._files: OrderedDict[tuple[int, str], int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_storages": self._storages, "_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+    def storage(self, ticket: Ticket) -> Storage:
+        return self._storages[ticket.source]
+
+    def is_remote(self, ticket: Ticket) -> bool:
+        return self.storage(ticket).local_path(ticket.tar) is None
+
+    def url(self, ticket: Ticket) -> str:
+        """The shard and the key, for messages."""
+        return f"{self.storage(ticket).url(ticket.tar)}: {ticket.key}"
+
+    def read(self, ticket: Ticket) -> dict[str, bytes]:
+        """Files of a sample by field. Raises FileNotFoundError, InfraError; ValueError where the tar ends before."""
+        files: dict[str, bytes] = {}
+        for group in _adjacent(ticket.spans):
+            start = group[0].offset
+            data = self._read_at(ticket, start, group[-1].offset + group[-1].size - start)
+            for span in group:
+                files[span.field] = data[span.offset - start :][: span.size]
+                if len(files[span.field]) != span.size:
+                    raise ValueError(f"{self.url(ticket)}: the tar ends within {span.field}")
+        return files
+
+    def _read_at(self, ticket: Ticket, start: int, length: int) -> bytes:
+        path = self.storage(ticket).local_path(ticket.tar)
+        if path is None:
+            return self.storage(ticket).read_range(ticket.tar, start, length)
+        place = (ticket.source, ticket.tar)
+        try:
+            if place not in self._files:
+                if len(self._files) == _MOST_OPEN:
+                    os.close(self._files.popitem(last=False)[1])
+                self._files[place] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._files.move_to_end(place)
+            return os.pread(self._files[place], length, start)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise InfraError(f"{self.storage(ticket).url(ticket.tar)}: {error}") from error
+
+
+def _adjacent(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Spans in the order of the tar, grouped where little lies between them."""
+    group: list[Span] = []
+    for span in sorted(spans, key=lambda span: span.offset):
+        if group and span.offset - group[-1].offset - group[-1].size > _GAP_BYTES:
+            yield group
+            group = []
+        group.append(span)
+    if group:
+        yield group
