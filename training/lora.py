@@ -10,7 +10,7 @@ functions.
     save_lora(pipeline, folder)                                # any diffusers pipeline loads it
 
 One pair at a time: QwenImageEditPlus takes one, and a batch is the mean over several losses. A large network needs
-`pipeline.transformer.enable_gradient_checkpointing()`, and its memory is the encoders' again once pairs are encoded.
+`pipeline.transformer.enable_gradient_checkpointing()`; its encoders can leave the GPU once all pairs are encoded.
 """
 
 from collections.abc import Mapping
