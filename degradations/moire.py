@@ -26,7 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from degradations.base import Degradation, Rendered, Scene
-from degradations.moire_camera import alias_frequencies, cfa_sites, demosaic, low_pass_taps, transfer
+from degradations.moire_camera import (
+    alias_frequencies,
+    cfa_sites,
+    demosaic,
+    low_pass_taps,
+    transfer,
+    without_fine_detail,
+)
 from degradations.moire_screen import (
     Floats,
     Layout,
@@ -84,11 +91,12 @@ def aimed(params: MoireParams, resonance: Resonance, detuning: tuple[float, floa
     return params
 
 
-def _draw_detuning(resonance: Resonance, rng: Rng) -> tuple[float, float]:
-    """Bands 9 to 60 px wide; at whole frequencies not wider than 14 px, since the photosite averages those."""
+def _draw_detuning(resonance: Resonance, severity: float, rng: Rng) -> tuple[float, float]:
+    """Bands 30 to 80 px wide, at severity 1 from 9 px on; at whole frequencies not wider than 14 px, since the
+    photosite averages those."""
     if resonance is ALL_COLOURS:
         return float(rng.choice((-1.0, 1.0)) * rng.uniform(0.07, 0.12)), float(rng.uniform(-0.08, 0.08))
-    radius, angle = log_uniform(rng, 0.016, 0.11), rng.uniform(0, 2 * np.pi)
+    radius, angle = log_uniform(rng, 0.012, 0.033 + 0.077 * severity), rng.uniform(0, 2 * np.pi)
     return float(radius * np.cos(angle)), float(radius * np.sin(angle))
 
 
@@ -110,6 +118,7 @@ def draw_screen(resonance: Resonance, detuning: tuple[float, float], rng: Rng) -
             "phase_y_cyc": float(rng.uniform(0, 1)),
             "lens_sigma_px": 0.25,
             "cfa": str(rng.choice(["RGGB", "GRBG", "GBRG", "BGGR"])),
+            "fine_loss": 0.0,
             "artistic_gain": 1.0,
         }
     )
@@ -117,22 +126,25 @@ def draw_screen(resonance: Resonance, detuning: tuple[float, float], rng: Rng) -
 
 
 def sample_moire(severity: float, rng: Rng) -> MoireParams:
-    """Severity sets the contrast of the resonant harmonic at the frame centre, 0.03 to 0.75 of the mean (less at
-    pitch 1). Focus yields it as far as it can, `artistic_gain` the rest; near pitch 2 that is 1.
+    """Severity sets the contrast of the resonant harmonic at the frame centre, 0.015 to 0.75 of the mean (less at
+    pitch 1). Focus yields it as far as it can, `artistic_gain` the rest; near pitch 2 that is 1. The mesh of single
+    photosites beside the bands is what the camera's processing leaves of it.
 
     Pitch and roll lie where a harmonic shows as bands, which is where people notice moiré: 0.87 to 1.2 and
     1.6 to 2.6. Elsewhere a mesh of single pixels shows, at any severity.
     """
     resonance = _RESONANCES[int(rng.choice(len(_RESONANCES), p=_SHARES))]
-    params = draw_screen(resonance, _draw_detuning(resonance, rng), rng)
-    contrast = (0.03 + 0.72 * severity**0.85) * float(rng.uniform(0.92, 1.08))
+    params = draw_screen(resonance, _draw_detuning(resonance, severity, rng), rng)
+    contrast = (0.015 + 0.7 * severity**1.7) * float(rng.uniform(0.92, 1.08))
     if resonance is not COLOUR_BANDS:
-        contrast *= 0.35 if resonance is ALL_COLOURS else 0.7
+        contrast *= 0.5 if resonance is ALL_COLOURS else 0.7
     f_x, f_y = centre_frequency(params, *resonance.harmonic)
     sigma = np.sqrt(max(np.log(contrast_of(params, resonance, 0.0) / contrast), 0.0) / 2) / np.pi / np.hypot(f_x, f_y)
     sigma = float(np.clip(sigma, 0.25, 0.85))
     gain = float(np.clip(contrast / contrast_of(params, resonance, sigma), 1.0, 10.0))
-    return params.model_copy(update={"lens_sigma_px": sigma, "artistic_gain": gain})
+    return params.model_copy(
+        update={"lens_sigma_px": sigma, "artistic_gain": gain, "fine_loss": float(rng.uniform(0.6, 0.85))}
+    )
 
 
 def contrast_of(params: MoireParams, resonance: Resonance, lens_sigma_px: float) -> float:
@@ -259,6 +271,8 @@ def exposed(mosaic: Plane, params: MoireParams, target: Image) -> tuple[Image, f
     """Photo of a mosaic at the mean luminance of the target, and the gain that led there: aliasing to near zero
     frequency shifts the mean, which a camera's metering would undo."""
     photo = demosaic(mosaic, params.cfa)
+    if params.fine_loss:
+        photo = without_fine_detail(photo, params.fine_loss)
     exposure = _mean_luminance(target) / max(_mean_luminance(photo), 1e-6)
     photo *= np.float32(exposure)
     return photo, exposure
@@ -303,7 +317,7 @@ def apply_moire(image: Image, params: MoireParams, scene: Scene, rng: Rng) -> Re
 
 MOIRE = Degradation(
     name="moire",
-    version=2,
+    version=3,
     params_type=MoireParams,
     sample=sample_moire,
     apply=apply_moire,

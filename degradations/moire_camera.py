@@ -15,6 +15,8 @@ from pairforge.image import Image, Plane
 _GREEN = np.array([[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]])
 _ALONG = np.array([[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]])
 _ACROSS = np.array([[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]])
+# Response 1, 0.75 and 0 at 0, a quarter and half a cycle per px.
+_FINE_OUT = np.array([-1, 4, 10, 4, -1]) / 16
 _OTHER = {"R": "B", "B": "R"}
 _LATTICE = np.stack(np.meshgrid(np.arange(-8, 9), np.arange(-8, 9)), axis=-1).reshape(-1, 2) / 2
 
@@ -74,6 +76,14 @@ def demosaic(mosaic: Plane, cfa: str) -> Image:
             if role in roles:
                 image[row::2, column::2, "RGB".index(roles[role])] = estimate[row::2, column::2]
     return np.maximum(image, 0, out=image)
+
+
+def without_fine_detail(image_lin: Image, share: float) -> Image:
+    """Take out a share of what lies at half a cycle per px along either side; a quarter of that at half of it."""
+    taps = (share * _FINE_OUT).astype(np.float32)
+    taps[2] += np.float32(1 - share)
+    smooth: Image = cv2.sepFilter2D(image_lin, cv2.CV_32F, taps, taps)
+    return np.maximum(smooth, 0, out=smooth)
 
 
 def low_pass_taps(sigma: float) -> NDArray[np.float32]:

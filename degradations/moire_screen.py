@@ -27,8 +27,9 @@ class MoireParams(Params):
     """`pitch_ratio`: photosites per screen pixel at the frame centre. `tilt_x_deg` turns the screen about the
     vertical axis of the frame, `tilt_y_deg` about the horizontal one. `focal_frac` is of the long side,
     `radial_k1` of the half diagonal. `fill_x`, `fill_y` are shares of a subpixel's slot. `stripe_order` is the
-    order of colours from the left. `lens_sigma_px` is in photosites. `artistic_gain` multiplies the contrast
-    of the display mask; 1 is physical."""
+    order of colours from the left. `lens_sigma_px` is in photosites. `fine_loss` is the share of detail at half a
+    cycle per px that noise reduction and resampling in the camera take out of the photo. `artistic_gain`
+    multiplies the contrast of the display mask; 1 is physical."""
 
     layout: Layout
     stripe_order: Literal["RGB", "BGR"]
@@ -44,6 +45,7 @@ class MoireParams(Params):
     phase_y_cyc: float = Field(ge=-1.0, le=2.0)
     lens_sigma_px: float = Field(ge=0.1, le=2.0)
     cfa: Literal["RGGB", "GRBG", "GBRG", "BGGR"]
+    fine_loss: float = Field(ge=0.0, le=1.0)
     artistic_gain: float = Field(ge=0.0, le=10.0)
 
 

@@ -178,7 +178,7 @@ def _joined(parts: tuple[object, ...], severity: float, rng: Rng) -> dict[str, f
 
 OLD_PHOTO = Degradation(
     name="old_photo",
-    version=1,
+    version=2,
     params_type=OldPhotoParams,
     sample=sample_old_photo,
     apply=apply_old_photo,
@@ -188,7 +188,7 @@ OLD_PHOTO = Degradation(
 )
 OLD_COLOR_PHOTO = Degradation(
     name="old_color_photo",
-    version=1,
+    version=2,
     params_type=OldColorPhotoParams,
     sample=sample_old_color_photo,
     apply=apply_old_color_photo,

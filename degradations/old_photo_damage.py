@@ -189,10 +189,9 @@ def _cover(image_lin: Image, opacity: Opacity, colour: tuple[float, float, float
 
 def damage_facts(marks: Marks) -> dict[str, float]:
     """Share of the photo that each class covers."""
-    counts = cv2.calcHist([marks.classes], [0], None, [256], [0, 256]).ravel().astype(np.int64)
-    codes = np.arange(256)
     return {
-        f"{name}_area_frac": int(counts[codes & bit > 0].sum()) / marks.classes.size for name, bit in CLASS_BITS.items()
+        f"{name}_area_frac": cv2.countNonZero(marks.classes & np.uint8(bit)) / marks.classes.size
+        for name, bit in CLASS_BITS.items()
     }
 
 
@@ -205,7 +204,7 @@ def apply_damage(image_lin: Image, params: DamageParams, scene: Scene, rng: Rng)
 
 PHOTO_DAMAGE = Degradation(
     name="photo_damage",
-    version=1,
+    version=2,
     params_type=DamageParams,
     sample=sample_damage,
     apply=apply_damage,

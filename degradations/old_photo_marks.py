@@ -71,25 +71,28 @@ def draw_hairs(light: Opacity, dark: Opacity, count: int, light_share: float, rn
 
 
 def draw_scratches(light: Opacity, count: int, rng: Rng) -> None:
-    """Hairlines through the emulsion: nearly straight, mostly along one direction, broken, fading at both ends."""
+    """Hairlines through the emulsion: nearly straight, mostly along one direction, fading at both ends.
+
+    What pressed changes slowly along one: a scratch grows fainter here and there, it is no row of dashes.
+    """
     height, width = light.shape
     side = min(height, width)
     main = rng.uniform(-0.25, 0.25) + np.pi / 2 * (rng.random() < 0.7)
     for _ in range(count):
         length = side * log_uniform(rng, 0.03, 0.8)
         heading = main + rng.normal(0, 0.05) if rng.random() < 0.65 else rng.uniform(0, np.pi)
-        steps = int(np.clip(length / 5, 8, 60))
+        steps = int(np.clip(length / 6, 16, 40))
         curve = heading + rng.normal(0, 0.12) * np.linspace(-0.5, 0.5, steps)
         line = np.cumsum(np.stack([np.cos(curve), np.sin(curve)], axis=1), axis=0) * (length / steps)
         line += rng.random(2) * (width, height) - line[steps // 2]
-        ends = np.minimum(1, 4 * np.sin(np.linspace(0, np.pi, steps)) ** 1.5)
-        pressure = np.clip(0.55 + 0.4 * _profile(steps, rng) + rng.normal(0, 0.2, steps), 0, 1)
-        depth = rng.uniform(0.15, 0.95) * ends * pressure
+        ends = np.minimum(1, 1.6 * np.sin(np.linspace(0, np.pi, steps)))
+        pressure = np.clip(0.65 + 0.4 * _profile(steps, rng, 0.4), 0.2, 1)
+        depth = rng.uniform(0.3, 1.0) * ends * pressure
         thickness = side * log_uniform(rng, 0.0003, 0.0013)
         points, whole = _fixed(line).tolist(), max(1, round(thickness))
         values = (255 * depth * min(1.0, thickness / whole)).tolist()
         for start, end, value in zip(points[:-1], points[1:], values[:-1], strict=True):
-            if value > 8:
+            if value > 3:
                 cv2.line(light, start, end, value, whole, cv2.LINE_AA, _SHIFT)
 
 
@@ -97,8 +100,8 @@ def draw_creases(light: Opacity, count: int, rng: Rng) -> Sparse:
     """Folds from border to border, a little bent; returns the shade beside them: brighter where paper turns to the
     light, darker on the other side.
 
-    Emulsion breaks off along the fold in flakes of their own size, which bare paper whiter or less; between them a
-    hairline comes and goes.
+    Along all of the fold a crack bares paper, now more, now less; where the fold is worn, emulsion broke off on both
+    sides of it and the line is wider.
     """
     height, width = light.shape
     side = min(height, width)
@@ -122,43 +125,35 @@ def draw_creases(light: Opacity, count: int, rng: Rng) -> Sparse:
         )
         if len(inside) > 1:
             line = line[inside[0] : inside[-1] + 1]
-            _draw_flakes(light, line, normal, side, rng)
-            _draw_hairline(light, line, side, rng)
+            _draw_fold(light, line, normal, side, rng)
         far_x, far_y = x - np.float32(middle[0]), y - np.float32(middle[1])
         u = (far_x * np.float32(direction[0]) + far_y * np.float32(direction[1])) / np.float32(side)
         distance = far_x * np.float32(normal[0]) + far_y * np.float32(normal[1])
         distance -= np.float32(side * bend[0]) * u * u + np.float32(side * bend[1]) * np.sin(np.float32(2.4) * u)
         near = np.maximum(1 - np.abs(distance) / np.float32(side * rng.uniform(0.012, 0.04)), 0)
-        shade += np.float32(rng.uniform(0.1, 0.25)) * np.sign(distance) * near * near
+        shade += np.float32(rng.uniform(0.15, 0.35)) * np.sign(distance) * near * near
     at, _, values = _above_0(np.abs(shade), shade, factor, height, width)
     return Sparse(at, values)
 
 
-def _draw_flakes(light: Opacity, line: Points, normal: Points, side: float, rng: Rng) -> None:
-    """Gaps in the emulsion along a fold, each of its own shape on either side and of its own brightness."""
+def _draw_fold(light: Opacity, line: Points, normal: Points, side: float, rng: Rng) -> None:
+    """Crack and worn parts as one line without gaps, in pieces too short for their steps of opacity to show."""
     steps = len(line)
-    lost = 0.7 * _profile(steps, rng, 0.95) + rng.uniform(-0.35, 0.2)
-    edges = np.maximum(lost + 0.5 * np.stack([_profile(steps, rng, 1.0) for _ in range(2)]), 0)
-    edges *= side * rng.uniform(0.0008, 0.0024)
-    bare = edges.sum(axis=0) > 0
-    bare[rng.integers(steps, size=steps // 12)] = False
-    bounds = np.flatnonzero(np.diff(np.concatenate([[0], bare.astype(np.int8), [0]])))
-    left, right = (line + sign * edge[:, None] * normal for sign, edge in zip((1, -1), edges, strict=True))
-    for first, end in zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True):
-        if end - first > 1:
-            outline = np.concatenate([left[first:end], right[first:end][::-1]])
-            _fill(light, outline, 255 * rng.uniform(0.25, 1.0))
-
-
-def _draw_hairline(light: Opacity, line: Points, side: float, rng: Rng) -> None:
-    steps = len(line)
-    strength = np.clip(0.12 + 0.3 * _profile(steps, rng, 0.75), 0, 0.6)
-    size = max(4, steps // 40)
+    crack = rng.uniform(0.0003, 0.0006) * np.clip(1 + 0.6 * _profile(steps, rng, 0.5), 0.4, 1.8)
+    lost = np.clip(_profile(steps, rng, 0.55) + rng.uniform(-0.7, 0.0), 0, 0.7)
+    ragged = np.clip(1 + 0.9 * np.stack([_profile(steps, rng, 0.8) for _ in range(2)]), 0.3, 3)
+    edges = side * (crack + rng.uniform(0.0015, 0.004) * lost * ragged)
+    # OpenCV draws polygons about half a pixel larger than they are.
+    left, right = (line + sign * (edge - 0.5)[:, None] * normal for sign, edge in zip((1, -1), edges, strict=True))
+    bare = np.clip(0.5 + 0.2 * _profile(steps, rng, 0.5) + lost, 0.3, 0.95)
+    size = max(2, steps // 150)
     for first in range(0, steps - 1, size):
         piece = slice(first, first + size + 1)
-        opacity = float(strength[piece].mean())
-        if opacity > 0.04:
-            _stroke(light, line[piece], side * rng.uniform(0.0004, 0.0011), opacity)
+        width_px, opacity = float(edges[:, piece].sum(axis=0).mean()), float(bare[piece].mean())
+        if width_px < 3:
+            _stroke(light, line[piece], width_px, opacity)
+        else:
+            _fill(light, np.concatenate([left[piece], right[piece][::-1]]), 255 * opacity)
 
 
 def draw_worn_border(light: Opacity, wear_frac: float, corner_count: int, rng: Rng) -> Opacity:

@@ -94,10 +94,11 @@ def add_paper(planes: list[Plane], paper: Paper, top: int) -> None:
     light: Plane = enlarged(paper.light, paper.factor, top, rows, width)
     # Density in BASE_TINT: green has half of that in blue, red half of that in green.
     for plane in reversed(planes):
+        if plane is not planes[-1]:
+            cv2.sqrt(light, light)
         plane *= light
         plane *= shade
         plane += reflected
-        light = np.sqrt(light)
 
 
 def yellowing(rows: int, columns: int, params: PaperParams, rng: Rng) -> Plane:

@@ -32,7 +32,7 @@ from degradations.scene.upsampling import upsample_depth
 from pairforge.image import Pixels, Plane
 
 GEOMETRIC_PROVIDER = "geometric"
-GEOMETRIC_REVISION = "3"
+GEOMETRIC_REVISION = "4"
 
 _CAMERA_HEIGHT_M = 1.5
 _HORIZON_RATIO = 6.0
@@ -108,8 +108,9 @@ def _landscape_m(small: Pixels, sky: Sky) -> tuple[Plane, Plane]:
     height, width = small.shape[:2]
     in_sky = matte(sky, small)
     far_m = 100.0 + 200.0 * sky.openness
-    nearness = 1.0 / _ground_m(width, height, sky.horizon_frac)
-    z_m: Plane = 1.0 / (nearness + in_sky * (np.float32(1.0 / far_m) - nearness))
+    log_ground = np.log(_ground_m(width, height, sky.horizon_frac))
+    # Mixed as ratios, so that where sky fades distance changes as slowly at its far end as at its near end.
+    z_m: Plane = cv2.exp(log_ground + in_sky * (np.float32(np.log(far_m)) - log_ground))
     return z_m, in_sky
 
 

@@ -18,6 +18,8 @@ from pairforge.image import Image, Pixels, Plane, to_float
 
 WORK_SIDE_PX = 320
 HORIZON_RANGE = (0.35, 0.9)
+_LOWEST_CLOUD = 0.86
+"""Share of the height below which clouds before a dusk are not told from land."""
 
 Mask = NDArray[np.uint8]
 
@@ -96,7 +98,7 @@ def _dusk_sky(small: Pixels, soft: Image, gradient: Plane) -> Sky | None:
         if mask.any():
             mask = _above_the_drop(_without_islands(mask, soft, gradient), light)
             if _spans_the_top(mask) and gradient[mask == 1].mean() < 0.012 and holds(mask, light):
-                return _sky_of_dusk(small, mask, soft, gradient, light)
+                return _sky_of_dusk(small, _with_low_clouds(mask, soft, gradient, light), soft, gradient, light)
     return None
 
 
@@ -121,6 +123,17 @@ def _above_the_drop(mask: Mask, light: Plane) -> Mask:
     if len(drops):
         above[drops[0] :] = 0
     return above
+
+
+def _with_low_clouds(mask: Mask, soft: Image, gradient: Plane, light: Plane) -> Mask:
+    """Add what the sky goes over into at its lower end without an edge as firm as a skyline: dark clouds, as cool as
+    it is. Higher up nothing is added, where it would be masts and walls."""
+    low, _ = _low_and_high(mask, light)
+    clouds = (gradient < 0.03) & (soft[..., 2] > 1.04 * soft[..., 0]) & (light > 0.35 * low)
+    horizon_frac = _extent(mask)[1]
+    clouds[: round((horizon_frac - 0.05) * len(mask))] = False
+    clouds[round(_LOWEST_CLOUD * len(mask)) :] = False
+    return _without_islands(_from_the_top(clouds | (mask == 1)), soft, gradient)
 
 
 def _extent(mask: Mask) -> tuple[float, float]:

@@ -279,6 +279,18 @@ def test_scratches_bare_the_paper_and_one_more_moves_no_dust() -> None:
     assert more.realised["scratch_area_frac"] > few.realised["scratch_area_frac"]
 
 
+@pytest.mark.parametrize(("mark", "count"), [("crease_count", 1), ("scratch_count", 4)])
+def test_lines_are_not_dashed(mark: str, count: int) -> None:
+    """On an even dark print what a fold or a scratch bares is one piece, whatever its wear; short ends may be loose."""
+    dark = np.full((600, 600, 3), 0.02, np.float32)
+    for seed in range(6):
+        rendered = PHOTO_DAMAGE.apply(dark, harmed(**{mark: count}), Scene(), rng_for(seed, "lines"))
+        bare = (rendered.image[..., 1] > 0.04).astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(bare, connectivity=8)
+        areas = np.sort(stats[1:, cv2.CC_STAT_AREA])[::-1]
+        assert areas[:count].sum() >= 0.9 * areas.sum(), (seed, areas)
+
+
 def test_marks_keep_their_share_of_the_photo_at_another_resolution() -> None:
     params = harmed(stain_area_frac=0.05, scratch_count=12, dust_count=200, foxing_count=30, crease_count=1)
     small, large = (apply(PHOTO_DAMAGE, np.full((n, n, 3), 0.3, np.float32), params).image for n in (500, 1000))
