@@ -122,10 +122,9 @@ def test_restore_writes_what_the_model_makes(trained: Path, tmp_path: Path, phot
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xffno")
     found = restore_files(trained / MODEL, [folder], tmp_path / "out", tile_px=64, overlap_px=16)
     assert [bool(each.fault) for each in found] == [True, False]
-    made = cv2.imread(str(tmp_path / "out" / "deep" / "a.png"))
-    assert (
-        made.shape == (150, 131, 3) and np.abs(made.astype(int) - cv2.imread(str(folder / "deep" / "a.png"))).max() > 0
-    )
+    before, made = (cv2.imread(str(each / "deep" / "a.png")) for each in (folder, tmp_path / "out"))
+    assert before is not None and made is not None and made.shape == (150, 131, 3)
+    assert np.abs(made.astype(int) - before).max() > 0
     with pytest.raises(FileNotFoundError):
         restore_files(trained / MODEL, [tmp_path / "absent.png"], tmp_path / "out")
     with pytest.raises(FileNotFoundError):
