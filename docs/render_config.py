@@ -14,10 +14,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pairforge.config_words import allowed, bare, hint_of, inside, is_list, is_mapping, models_of, tag_key, tags_of
+from pipelines.ground_truth.settings import GroundTruthConfig
 from pipelines.settings import RunConfig
+from training.settings import TrainConfig
 
 PAGE = Path(__file__).parent / "config.md"
-CONFIGS: tuple[tuple[str, type[BaseModel]], ...] = (("Synthesis", RunConfig),)
+CONFIGS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("Synthesis", RunConfig),
+    ("Ground truth", GroundTruthConfig),
+    ("Training", TrainConfig),
+)
 INTRODUCTION = """# Configs
 
 A config is a YAML file. Keys that are not listed here are refused, and so is a key without a default that is missing.
