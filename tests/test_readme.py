@@ -27,7 +27,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for entry in Path(sys.prefix).iterdir():
         if not entry.name.startswith("."):
             (folder / ".venv" / entry.name).symlink_to(entry)
-    for stamp in (".demo", ".dev"):
+    for stamp in (".demo", ".dev", ".train"):
         (folder / ".venv" / stamp).touch()
     yield folder
 
@@ -42,10 +42,12 @@ def test_the_readme_has_the_blocks_it_promises() -> None:
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_block_runs(clone: Path, number: int) -> None:
-    """`make test` is only shown to be what it says: running it here would run this test."""
+    """`make test` is only shown to be what it says: running it here would run this test. So is `make train-demo`, which
+    takes minutes; tests/training/test_launch.py trains."""
     language, text = BLOCKS[number]
     if text.strip() == "make test":
         text = 'make -n test | grep -q "pytest -m"'
+    text = text.replace("make train-demo", 'make -n train-demo | grep -q "pairforge train configs/demo_train.yaml" #')
     inside = f"source .venv/bin/activate; {text}" if number else text
     script = ["bash", "-euo", "pipefail", "-c", inside] if language == "bash" else [sys.executable, "-c", text]
     done = subprocess.run(script, cwd=clone, capture_output=True, text=True, timeout=280)

@@ -113,7 +113,8 @@ class Augment:
             lq, hq = _mirrored(lq, missing, 1), _mirrored(hq, missing, scale)
         y, x = (int(rng.integers(extent - side + 1)) for extent in lq.shape[:2])
         top, left = y * scale, x * scale
-        return lq[y : y + side, x : x + side], hq[top : top + crop_px, left : left + crop_px]
+        # Copies, so that a batch does not hold whole pictures.
+        return lq[y : y + side, x : x + side].copy(), hq[top : top + crop_px, left : left + crop_px].copy()
 
 
 def _mirrored(pixels: Pixels, missing: tuple[int, int], scale: int) -> Pixels:

@@ -19,10 +19,11 @@ class Reader:
 
     def __init__(self, storages: Sequence[Storage]) -> None:
         self._storages = tuple(storages)
+        self._remote = tuple(storage.local_path("any") is None for storage in storages)
         self._files: OrderedDict[tuple[int, str], int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_storages": self._storages, "_files": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict()}
 
     def __del__(self) -> None:
         for descriptor in self._files.values():
@@ -32,7 +33,7 @@ class Reader:
         return self._storages[ticket.source]
 
     def is_remote(self, ticket: Ticket) -> bool:
-        return self.storage(ticket).local_path(ticket.tar) is None
+        return self._remote[ticket.source]
 
     def url(self, ticket: Ticket) -> str:
         """The shard and the key, for messages."""
@@ -51,14 +52,15 @@ class Reader:
         return files
 
     def _read_at(self, ticket: Ticket, start: int, length: int) -> bytes:
-        path = self.storage(ticket).local_path(ticket.tar)
-        if path is None:
+        if self.is_remote(ticket):
             return self.storage(ticket).read_range(ticket.tar, start, length)
         place = (ticket.source, ticket.tar)
         try:
             if place not in self._files:
                 if len(self._files) == _MOST_OPEN:
                     os.close(self._files.popitem(last=False)[1])
+                path = self.storage(ticket).local_path(ticket.tar)
+                assert path is not None
                 self._files[place] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._files.move_to_end(place)
             return os.pread(self._files[place], length, start)
