@@ -19,8 +19,7 @@ ifdef PHOTOS
 		--set sources.0.licence=unknown --set "sources.0.group={by: file}"
 else
 	$(VENV)/bin/pairforge run configs/demo.yaml
-	rm -rf out/demo_degraded
-	$(VENV)/bin/pairforge export out/demo out/demo_degraded
+	test -d out/demo_degraded || $(VENV)/bin/pairforge export out/demo out/demo_degraded
 	$(VENV)/bin/pairforge run configs/demo_ground_truth.yaml --sheet out/demo_ground_truth/sheet.png
 endif
 

@@ -10,12 +10,19 @@ from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from pairforge.config_words import Words
 from pairforge.records import Frozen
 
 Value = float | str | None
 """What is stored by a name; None where nothing could be measured yet."""
 
-Reason = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Reason = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z][a-z0-9_]*$", max_length=64, description="word by which sources that fail are told and counted"
+    ),
+    Words("1 to 64 characters of a-z, 0-9 and _, the first a letter"),
+]
 
 
 class UnmeasuredError(ValueError):
@@ -25,9 +32,9 @@ class UnmeasuredError(ValueError):
 class RangeRule(Frozen):
     """Passes what is least <= value <= most; a bound left out does not bound."""
 
-    measure: str = Field(min_length=1)
-    least: float | None = None
-    most: float | None = None
+    measure: str = Field(min_length=1, description="name of the number, e.g. statistics.sharpness")
+    least: float | None = Field(None, description="lowest number that passes")
+    most: float | None = Field(None, description="highest number that passes")
     reason: Reason
 
     @model_validator(mode="after")
@@ -51,8 +58,8 @@ class LicenceRule(Frozen):
     Compared as a whole, so `MIT OR Apache-2.0` passes only where it is listed as such.
     """
 
-    allowed: tuple[str, ...] = Field(min_length=1)
-    measure: str = Field("licence", min_length=1)
+    allowed: tuple[str, ...] = Field(min_length=1, description="licences that pass, as the sources state them")
+    measure: str = Field("licence", min_length=1, description="name of the text that is compared")
     reason: Reason = "licence"
 
     @field_validator("allowed")

@@ -40,14 +40,14 @@ PENDING = frozenset({Outcome.UNSCORED, *(Outcome(trouble.value) for trouble in T
 
 
 class LoopPolicy(Frozen):
-    """`max_regenerations` after the first attempt; `judge_asks` for one image while the answer cannot be read.
+    """How often a record is tried, and an image judged."""
 
-    `stop_when_repeated`: a generator that gives the very bytes of an earlier attempt does not listen; ask no further.
-    """
-
-    max_regenerations: int = Field(3, ge=0, le=20)
-    judge_asks: int = Field(2, ge=1, le=10)
-    stop_when_repeated: bool = True
+    max_regenerations: int = Field(3, ge=0, le=20, description="attempts after the first")
+    judge_asks: int = Field(2, ge=1, le=10, description="how often one image is judged while the answer cannot be read")
+    stop_when_repeated: bool = Field(
+        True,
+        description="a generator that gives the very bytes of an earlier attempt does not listen: ask no further",
+    )
 
 
 LOOP_PRESETS: Mapping[str, LoopPolicy] = {"default": LoopPolicy(), "ggt100k": LoopPolicy(max_regenerations=2)}

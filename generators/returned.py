@@ -25,15 +25,19 @@ _SIZE_REASONS = frozenset({"too_many_pixels", "side_too_long", "too_small"})
 class SizeRule(Frozen):
     """Which sizes a generator makes, and which of its answers can be laid over the input.
 
-    `most_aspect_error`: 0.02 lets an answer be stretched by 2 % along one side. `least_scale`: of the input's side; a
-    smaller answer cannot carry the detail. `canvases`: (width, height) of all that the service makes, () where it
-    makes any; the input is then set into the one nearest in aspect, with its own mirror image around it, since a
-    service that has to change the aspect itself crops or stretches as it likes.
+    Where `canvases` are named, the input is set into the one nearest in aspect, with its own mirror image around it,
+    since a service that has to change the aspect itself crops or stretches as it likes.
     """
 
-    most_aspect_error: float = Field(0.02, ge=0, le=1)
-    least_scale: float = Field(0.5, gt=0, le=1)
-    canvases: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    most_aspect_error: float = Field(
+        0.02, ge=0, le=1, description="0.02 lets an answer be stretched by 2 % along one side"
+    )
+    least_scale: float = Field(
+        0.5, gt=0, le=1, description="of the input's side; a smaller answer cannot carry the detail"
+    )
+    canvases: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        (), description="[width, height] in px of all that the service makes; empty where it makes any"
+    )
 
     def canvas(self, lq: Pixels) -> tuple[int, int] | None:
         """The nearest in aspect, the larger of equal ones; None where any will do."""

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from pairforge.config import canonical_json
 from pairforge.journal_log import JOURNAL, Intent, Outcome, Row, read_rows
-from pairforge.records import Frozen, InfraError
+from pairforge.records import DamagedError, Frozen, InfraError
 from pairforge.storage import Storage
 
 _SUM = "sums.json"
@@ -109,8 +109,16 @@ def spend(storage: Storage) -> dict[str, Spend]:
         elif partition:
             found.setdefault(partition, {})[file] = entry.size
 
+    for partition in summed - found.keys():
+        raise DamagedError(
+            f"{storage.url(f'{JOURNAL}{partition}/')} has a sum and no rows: they are gone; put them back"
+        )
+
     def one(partition: str) -> Spend:
         known = _sum(storage, partition) if partition in summed else None
+        for name, size in known.segments.items() if known is not None else ():
+            if found[partition].get(name, 0) < size:
+                raise DamagedError(f"{storage.url(f'{JOURNAL}{partition}/{name}')} is gone or shorter; put it back")
         if known is not None and known.segments == found[partition]:
             return known.spend
         return spend_of(read_rows(storage, partition))

@@ -23,25 +23,37 @@ T = TypeVar("T")
 class Limits(Frozen):
     """What a service allows, and what is made of its troubles."""
 
-    requests_per_min: float | None = Field(None, gt=0)
-    tokens_per_min: float | None = Field(None, gt=0)
-    burst_s: float = Field(1.0, ge=0, le=60)
-    """Unused time that may be caught up at once: after a rest, `burst_s` worth of requests go out together."""
-    quota_pause_s: float = Field(2.0, gt=0)
-    """Pause of everybody after a 429 that names no time; doubled by every further one, up to `max_pause_s`."""
-    max_pause_s: float = Field(120.0, gt=0)
-    breaker_failures: int = Field(5, ge=1)
-    """So many `unavailable` in a row open the circuit: nothing is sent any more, until a probe succeeds."""
-    breaker_open_s: float = Field(30.0, gt=0)
+    requests_per_min: float | None = Field(None, gt=0, description="of all workers together; any number where absent")
+    tokens_per_min: float | None = Field(
+        None, gt=0, description="sent and received, of all workers together; any number where absent"
+    )
+    burst_s: float = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="unused time that may be caught up at once: after a rest, this much worth goes out together",
+    )
+    quota_pause_s: float = Field(
+        2.0,
+        gt=0,
+        description="pause of everybody after a 429 that names no time; doubled by each further one, up to max_pause_s",
+    )
+    max_pause_s: float = Field(120.0, gt=0, description="longest pause of everybody, whatever the service asks for")
+    breaker_failures: int = Field(
+        5,
+        ge=1,
+        description="so many `unavailable` in a row open the circuit: nothing is sent any more, until a probe succeeds",
+    )
+    breaker_open_s: float = Field(30.0, gt=0, description="time that an open circuit waits before a probe is sent")
 
 
 class Patience(Frozen):
     """How long one question is asked again."""
 
-    deadline_s: float = Field(900.0, gt=0)
-    max_requests: int = Field(8, ge=1)
-    backoff_s: float = Field(1.0, gt=0)
-    max_backoff_s: float = Field(60.0, gt=0)
+    deadline_s: float = Field(900.0, gt=0, description="no request is sent later than this after the question came up")
+    max_requests: int = Field(8, ge=1, description="requests for one question, the first included")
+    backoff_s: float = Field(1.0, gt=0, description="longest wait after one failure; doubled by every further one")
+    max_backoff_s: float = Field(60.0, gt=0, description="longest wait that doubling leads to")
 
 
 class Grant(NamedTuple):

@@ -199,7 +199,7 @@ class Paid:
         except BackendMisconfigured as error:
             partition.misconfigured(sent, str(error))
             self._budget.settle(price, 0.0)
-            raise
+            raise BackendMisconfigured(f"{self.name} {self.revision}: {error}") from error
         failpoint("after-request")
         partition.answered(sent, reply)
         self._budget.settle(price, reply.usage.cost_usd)

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, Protocol
+from importlib import import_module
+from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from pydantic import Field
 
 from pairforge.config import fingerprint
+from pairforge.config_words import Words
 from pairforge.protocols import BackendError, Trouble, Usage
 from pairforge.records import Frozen
 
@@ -59,9 +61,9 @@ class RemoteError(BackendError):
 class Prices(Frozen):
     """What a service charges. A price that is not known stays None, never 0; local servers are given as 0."""
 
-    usd_per_image: float | None = Field(None, ge=0)
-    usd_per_1m_input_tokens: float | None = Field(None, ge=0)
-    usd_per_1m_output_tokens: float | None = Field(None, ge=0)
+    usd_per_image: float | None = Field(None, ge=0, description="price of one image that comes back")
+    usd_per_1m_input_tokens: float | None = Field(None, ge=0, description="price of a million tokens that are sent")
+    usd_per_1m_output_tokens: float | None = Field(None, ge=0, description="price of a million tokens that come back")
 
     def cost_usd(self, images: int, input_tokens: int | None, output_tokens: int | None) -> float | None:
         """Price of one answered request; None where a price, or a count that it is multiplied with, is not known."""
@@ -82,23 +84,31 @@ class Prices(Frozen):
 class Endpoint(Frozen):
     """One remote model: where it is served, how long to wait, what it costs. Holds no secret."""
 
-    backend: Literal["openai_chat", "openai_images", "gemini_chat", "gemini_images"]
-    model: str = Field(min_length=1)
-    base_url: str | None = Field(None, repr=False)
-    """None for the vendor's own service; may carry no credentials."""
-    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key; None for servers that want none."""
-    timeout_s: float = Field(120.0, gt=0, le=3600)
-    """For one whole request: connection, sending, and every byte of the reply."""
-    prices: Prices = Prices()
-    options: Mapping[str, Any] = Field(default_factory=dict)
-    """Further fields of the request, as the service names them (`quality`, `image_config`, ...)."""
-    api_version: str = "v1beta"
-    """Of Gemini services."""
-    max_picture_tokens: int = Field(4000, ge=0)
-    """Most tokens that one input picture is counted as: for what is reserved of the budget and of the rate."""
-    max_image_output_tokens: int = Field(8000, ge=0)
-    """The same for one image that comes back."""
+    backend: Literal["openai_chat", "openai_images", "gemini_chat", "gemini_images"] = Field(
+        description="protocol that the service speaks, for answers in text (chat) or in images"
+    )
+    model: str = Field(min_length=1, description="name of the model, as the service knows it")
+    base_url: str | None = Field(
+        None, repr=False, description="address; the vendor's own service where absent; may carry no credentials"
+    )
+    api_key_env: Annotated[str | None, Words("letters, digits and _, the first no digit")] = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds the key; none for servers that want none",
+    )
+    timeout_s: float = Field(
+        120.0, gt=0, le=3600, description="for one whole request: connection, sending, and every byte of the reply"
+    )
+    prices: Prices = Field(Prices(), description="what it charges; under a budget all that are needed must be known")
+    options: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="further fields of the request, as the service names them (`quality`, `image_config`, ...)",
+    )
+    api_version: str = Field("v1beta", description="of Gemini services")
+    max_picture_tokens: int = Field(
+        4000, ge=0, description="most tokens that one input picture counts as, in what is reserved of budget and rate"
+    )
+    max_image_output_tokens: int = Field(8000, ge=0, description="the same for one image that comes back")
 
 
 @dataclass(frozen=True)
@@ -228,6 +238,14 @@ class Settings:
         text = request.text + (request.system or "") + (str(dict(request.json_schema)) if request.json_schema else "")
         sent = 64 + len(text.encode()) + self.endpoint.max_picture_tokens * len(request.pictures)
         return sent, request.max_output_tokens
+
+
+def sdk(name: str) -> Any:
+    """A module of a service's library. Raises BackendMisconfigured where it is not installed."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise BackendMisconfigured(f"{error.name} is not installed: pip install 'pairforge[api]'") from error
 
 
 def key_of(endpoint: Endpoint) -> str:

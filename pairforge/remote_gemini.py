@@ -24,6 +24,7 @@ from pairforge.remote_base import (
     image_mime,
     key_of,
     retry_after_of,
+    sdk,
     secrets_of,
 )
 from pairforge.remote_loop import run_within
@@ -56,7 +57,7 @@ class _Gemini(Settings):
 
     def _generate(self, contents: list[Any], config: dict[str, Any]) -> tuple[list[Any], int | None, int | None]:
         """Parts of the first candidate, and tokens in and out."""
-        from google.genai import types
+        types = sdk("google.genai.types")
 
         settings = types.GenerateContentConfig(**{**config, **self.endpoint.options})
         answer = self._send(
@@ -81,7 +82,7 @@ class _Gemini(Settings):
 
     def _send(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
         """What the SDK parsed. Errors are raised outside of `except`, as in `remote_openai`."""
-        from google.genai import errors
+        errors = sdk("google.genai.errors")
 
         key = key_of(self.endpoint)
         answer = None
@@ -104,8 +105,8 @@ class _Gemini(Settings):
 
     async def _call(self, key: str, call: Callable[[Any], Awaitable[Any]]) -> Any:
         if self._client is None:
-            from google import genai
-            from google.genai import types
+            genai = sdk("google.genai")
+            types = sdk("google.genai.types")
 
             options = types.HttpOptions(
                 base_url=self.endpoint.base_url,
@@ -137,7 +138,7 @@ class GeminiChat(_Gemini):
     def ask(self, request: Request) -> Reply:
         if not isinstance(request, ChatRequest):
             raise TypeError("a chat answers ChatRequest")
-        from google.genai import types
+        types = sdk("google.genai.types")
 
         contents = [request.text, *(types.Part.from_bytes(data=p.data, mime_type=p.mime) for p in request.pictures)]
         config: dict[str, Any] = {"max_output_tokens": request.max_output_tokens}
@@ -163,7 +164,7 @@ class GeminiImages(_Gemini):
     def ask(self, request: Request) -> Reply:
         if not isinstance(request, EditRequest):
             raise TypeError("an image model answers EditRequest")
-        from google.genai import types
+        types = sdk("google.genai.types")
 
         picture = types.Part.from_bytes(data=request.picture.data, mime_type=request.picture.mime)
         config: dict[str, Any] = {"response_modalities": ["TEXT", "IMAGE"]}

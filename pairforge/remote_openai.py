@@ -24,6 +24,7 @@ from pairforge.remote_base import (
     image_mime,
     key_of,
     retry_after_of,
+    sdk,
     secrets_of,
 )
 from pairforge.remote_loop import run_within
@@ -60,7 +61,7 @@ class _OpenAI(Settings):
     def _send(self, call: Callable[[Any], Awaitable[Any]]) -> Mapping[str, Any]:
         """The JSON object that the service answered. Errors are raised outside of `except`: those of the SDK
         hold the request, with the key in its headers, and must not hang on ours as their context."""
-        import openai
+        openai = sdk("openai")
 
         key = key_of(self.endpoint)
         try:
@@ -83,10 +84,9 @@ class _OpenAI(Settings):
         return self._parsed(raw)
 
     async def _call(self, key: str, call: Callable[[Any], Awaitable[Any]]) -> bytes:
-        from openai import AsyncOpenAI
 
         if self._client is None:
-            self._client = AsyncOpenAI(
+            self._client = sdk("openai").AsyncOpenAI(
                 api_key=key, base_url=self.endpoint.base_url, max_retries=0, timeout=self.endpoint.timeout_s
             )
         content: bytes = (await call(self._client)).content
@@ -108,7 +108,7 @@ class _OpenAI(Settings):
 
     def _of_connection(self, error: Exception) -> RemoteError:
         """Timeouts inside the SDK, and broken connections: charged or not, unless no connection was made at all."""
-        import openai
+        openai = sdk("openai")
 
         cause = type(error.__cause__).__name__
         if isinstance(error, openai.APITimeoutError) and cause not in ("ConnectTimeout", "PoolTimeout"):

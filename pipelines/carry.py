@@ -22,6 +22,7 @@ _FRACTION_AFTER_RECORDS = 20
 """The failed fraction is not judged on fewer records than this, unless the run has no more."""
 TRANSIENT = "transient_"
 """How the reason of a failed record begins that is due again by itself."""
+OVER_BUDGET = f"{TRANSIENT}over_budget"
 
 
 class PartLike(Protocol):
@@ -55,10 +56,9 @@ class Tally:
         self.reasons.update(marker.reasons)
 
     @property
-    def failed_for_good(self) -> int:
-        """Failed records without those that are due again: they say nothing against the data."""
-        passing = sum(count for reason, count in self.reasons.items() if reason.startswith(TRANSIENT))
-        return self.fates["failed"] - passing
+    def failed(self) -> int:
+        """Failed records without those that wait for money: they say nothing against data or services."""
+        return self.fates["failed"] - self.reasons[OVER_BUDGET]
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def stopping_on_sigint(engine: Engine[Any], on_stop: Callable[[int], None]) -> I
 
 def check_failed(settings: RunSettings, storage: Storage, tally: Tally, final: bool) -> None:
     """Raises TooManyFailedError where more records failed than the settings allow."""
-    failed, finished = tally.failed_for_good, tally.fates.total()
+    failed, finished = tally.failed, tally.fates.total()
     allowed = settings.max_failed_fraction
     if finished and failed / finished > allowed and (final or finished >= _FRACTION_AFTER_RECORDS):
         raise TooManyFailedError(

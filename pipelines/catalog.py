@@ -110,6 +110,8 @@ class Catalog:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self.newly_failed = 0
+        """Sources that the last `scan` of this object saw first and could not read."""
 
     def batches(self) -> list[str]:
         """Names of the committed batches, in order. Raises InfraError where one is missing."""
@@ -217,6 +219,7 @@ class Catalog:
             while chunk := list(islice(fresh, config.run.catalog_batch_rows)):
                 rows = list(pool.map(lambda item: examine(item[0], item[1], config), chunk))
                 self.append([_once(row, seen_ids) for row in rows], number)
+                self.newly_failed += sum(row.fate == Fate.FAILED for row in rows)
                 added, number = added + len(rows), number + 1
         return added
 

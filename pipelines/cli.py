@@ -176,7 +176,7 @@ def inspect(
         )
         return
     print_summary(snapshot)
-    out.print(f"sources: {in_words(manifest.sources)}; excluded by review: {len(manifest.excluded)}")
+    out.print(f"sources: {in_words(manifest.sources)}; left out of it: {len(manifest.excluded)} pairs")
     if snapshot.reasons():
         out.print(f"not kept: {in_words(snapshot.reasons())}")
     for key in snapshot.first_keys(3):

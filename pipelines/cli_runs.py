@@ -183,8 +183,13 @@ def run(
     if as_json:
         print_json({**_report(report), "categories": snapshot.summary(), "sheet": str(sheet) if sheet else None})
     else:
-        _print_run(report, snapshot, loaded.output, config, sheet)
+        _print_run(report, snapshot, loaded.output, _called_with(config, changes), sheet)
     raise typer.Exit(FLAWED if report.flawed else 0)
+
+
+def _called_with(config: Path, changes: Sequence[str] | None) -> list[str]:
+    """Config and changes, for the commands that are named as next."""
+    return [str(config), *(part for change in changes or () for part in ("--set", change))]
 
 
 def _with_workers(loaded: Any, local: bool, address: str | None, workers: int | None) -> Any:
@@ -289,7 +294,8 @@ def retry_failed(
     if as_json:
         print_json({"records": count, "parts": parts})
     elif count:
-        out.print(f"{count} failed records of {parts} parts are due; `pairforge run {escape(str(config))}` tries them")
+        command = shlex.join(["pairforge", "run", *_called_with(config, changes)])
+        out.print(f"{count} failed records of {parts} parts are due; {escape(command)} tries them")
     else:
         out.print("no failed record" + (f" with reason {', '.join(reason)}" if reason else ""))
 
@@ -309,11 +315,11 @@ def _in_stages(loads: Sequence[Any]) -> str:
 
 def _report(report: Any) -> dict[str, Any]:
     fields = ("snapshot", "published", "parts_made", "parts_before", "sources", "fates", "reasons")
-    truth = ("funnel", "unmade", "unmeasured", "usd") if hasattr(report, "funnel") else ()
+    truth = ("funnel", "unmade", "unmeasured", "left_out", "usd") if hasattr(report, "funnel") else ()
     return {**{name: getattr(report, name) for name in (*fields, *truth)}, "seconds": round(report.seconds, 1)}
 
 
-def _print_run(report: Any, snapshot: Any, output: str, config: Path, sheet: Path | None) -> None:
+def _print_run(report: Any, snapshot: Any, output: str, config: list[str], sheet: Path | None) -> None:
     print_summary(snapshot)
     if hasattr(report, "funnel"):
         _print_truth(report)
@@ -333,7 +339,7 @@ def _print_run(report: Any, snapshot: Any, output: str, config: Path, sheet: Pat
         ["inspect", output],
         ["verify", output, "--replay", "all"],
         ["preview", output, "--category", snapshot.summary()[0]["category"], "-o", "sheet.png"],
-        ["plan", str(config)],
+        ["plan", *config],
     ):
         out.print(f"  {escape(shlex.join([called, *command]))}")
 
@@ -344,13 +350,17 @@ def _print_truth(report: Any) -> None:
         out.print(f"{report.unmeasured} sources could not be measured for now; the next run measures them")
     if report.unmade:
         out.print(f"the budget is spent: {report.unmade} parts are not made; raise budget.cap_usd and run again")
+    if report.left_out:
+        out.print(f"{report.left_out} pairs are left out of the snapshot: rules refuse their sources by now")
     if report.usd:
         out.print(f"spent on this output so far: {report.usd:.2f} USD")
 
 
 @app.command()
 def status(
-    target: Annotated[str, typer.Argument(help="Config, or dataset folder or s3:// URL.")], as_json: AsJson = False
+    target: Annotated[str, typer.Argument(help="Config, or dataset folder or s3:// URL.")],
+    changes: Changes = None,
+    as_json: AsJson = False,
 ) -> None:
     """How far the latest run is, and what it has spent; reads storage alone, so any machine can ask."""
     from pairforge.storage import open_storage
@@ -358,7 +368,7 @@ def status(
     from pipelines.ground_truth.status import is_truth, truth_status
     from pipelines.publication import read_status
 
-    loaded = _load(Path(target)) if target.endswith((".yaml", ".yml")) else None
+    loaded = _load(Path(target), changes) if target.endswith((".yaml", ".yml")) else None
     url = loaded.output if loaded else target
     storage = open_storage(url)
     of_truth = is_truth(storage)
@@ -394,9 +404,8 @@ def remove(
     from pipelines.catalog import Catalog
 
     Catalog(open_storage(_load(config, changes).output)).remove(source_ids, why)
-    out.print(
-        f"{len(source_ids)} sources removed; run `pairforge run {escape(str(config))}` for a snapshot without them"
-    )
+    command = shlex.join(["pairforge", "run", *_called_with(config, changes)])
+    out.print(f"{len(source_ids)} sources removed; {escape(command)} makes a snapshot without them")
 
 
 def _load(config: Path, changes: Sequence[str] | None = None) -> Any:

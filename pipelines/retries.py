@@ -47,7 +47,7 @@ def retry(storage: Storage, keys_by_content: Mapping[str, Iterable[str]], attemp
 
 def failed_keys(storage: Storage, marker: Marker, reasons: tuple[str, ...] = ("",)) -> list[str]:
     """Keys of the failed records of a part whose reason begins with one of `reasons`."""
-    if not any(reason.startswith(reasons) for reason in marker.reasons):
+    if not reasons or not any(reason.startswith(reasons) for reason in marker.reasons):
         return []
     rows = read_rows(storage, [marker.rows_name], ["key", "fate", "reason"]).to_pylist()
     return [row["key"] for row in rows if row["fate"] == Fate.FAILED and row["reason"].startswith(reasons)]

@@ -40,10 +40,13 @@ class RunReport:
     reasons: Mapping[str, int]
     seconds: float
 
+    newly_failed: int = 0
+    """Sources that this run saw first and could not read."""
+
     @property
     def flawed(self) -> bool:
-        """Whether any record failed or any source could not be read."""
-        return self.fates.get("failed", 0) > 0 or any(name.startswith("failed:") for name in self.sources)
+        """Whether any record failed, or a source that is new here could not be read."""
+        return self.fates.get("failed", 0) > 0 or self.newly_failed > 0
 
 
 def _make_render(context: tuple[RenderSettings, str]) -> Callable[[Part], Marker]:
@@ -135,6 +138,7 @@ def run(
         fates=dict(total.fates),
         reasons=dict(total.reasons),
         seconds=time.monotonic() - started,
+        newly_failed=catalog.newly_failed,
     )
 
 

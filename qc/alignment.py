@@ -73,12 +73,16 @@ def measure_alignment(lq: Pixels, hq: Pixels) -> dict[str, float]:
 class AlignmentLimits(Frozen):
     """When a pair is broken. Lengths are shares of the longer side, so that one limit serves every size."""
 
-    least_phase_response: float = Field(0.1, ge=0, le=1)
-    most_shift_frac: float = Field(0.0015, ge=0)
-    most_rotation_deg: float = Field(0.15, ge=0)
-    most_flow_median_frac: float = Field(0.0015, ge=0)
-    most_flow_p95_frac: float = Field(0.006, ge=0)
-    most_structure_lost_frac: float = Field(0.15, ge=0, le=1)
+    least_phase_response: float = Field(
+        0.1, ge=0, le=1, description="height of the correlation peak; below it the images have nothing in common"
+    )
+    most_shift_frac: float = Field(0.0015, ge=0, description="shift of the whole image")
+    most_rotation_deg: float = Field(0.15, ge=0, description="rotation of the whole image")
+    most_flow_median_frac: float = Field(0.0015, ge=0, description="local motion, median over pixels with texture")
+    most_flow_p95_frac: float = Field(0.006, ge=0, description="local motion, 95th percentile over the same pixels")
+    most_structure_lost_frac: float = Field(
+        0.15, ge=0, le=1, description="share of blocks that do not show what they showed before"
+    )
 
     def broken(self, numbers: Mapping[str, float], longer_side_px: int) -> tuple[str, ...]:
         """Names of the limits that `numbers` of `measure_alignment` break, in a fixed order."""

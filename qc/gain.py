@@ -54,9 +54,10 @@ def measure_quality(pixels: Pixels) -> dict[str, float]:
 class GainRule(Frozen):
     """What counts as better, and how much of it is enough. A weight of 0 leaves a term out."""
 
-    least_gain: float = 0.15
+    least_gain: float = Field(0.15, description="weighted sum of the gains that is enough")
     weights: Mapping[str, float] = Field(
-        {"sharpness": 1.0, "noise": 1.0, "blockiness": 1.0, "veil": 1.0, "exposure": 1.0, "clipping": 0.25}
+        {"sharpness": 1.0, "noise": 1.0, "blockiness": 1.0, "veil": 1.0, "exposure": 1.0, "clipping": 0.25},
+        description="of the gains, each from -1 to 1; one that is not named counts nothing",
     )
 
     def passed(self, gains: Mapping[str, float]) -> bool:

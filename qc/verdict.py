@@ -23,8 +23,11 @@ LONGEST_REASON = 2000
 class VerdictRule(Frozen):
     """Accept where every score is at least `least_score`, and those named in `least_by_aspect` at least that."""
 
-    least_score: int = Field(60, ge=0, le=100)
-    least_by_aspect: Mapping[str, int] = Field({"object_consistency": 90})
+    least_score: int = Field(60, ge=0, le=100, description="lowest score that passes, of every aspect")
+    least_by_aspect: Mapping[str, int] = Field(
+        {"object_consistency": 90},
+        description=f"higher lowest scores, at most 100, of some of {', '.join(ASPECTS)}",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> "VerdictRule":

@@ -66,7 +66,9 @@ class PairSettings(Frozen):
     photometric: Photometric | None = None
     degrade: Degrade | None = None
     reverse: bool = Field(False, description="HQ goes in and LQ must come out: learns a degradation")
-    pixels: Literal["float32", "uint8"] = Field("float32", description="uint8 travels in a quarter of the bytes")
+    pixels: Literal["float32", "uint8"] = Field(
+        "float32", description="uint8: to be made floats on the device, by to_unit"
+    )
     skip_damaged: bool = Field(False, description="draw others in place of samples that cannot be read")
 
     @model_validator(mode="after")

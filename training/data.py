@@ -8,7 +8,9 @@ for batch in loader:  # never ends
     batch["lq"], batch["hq"]  # (n, 3, H, W)
 """
 
+import atexit
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -120,7 +122,7 @@ def _check_hashes(files: Mapping[str, bytes]) -> None:
 
 
 def collate(pairs: Sequence[Pair | Damaged], settings: PairSettings) -> dict[str, Any]:
-    """A batch: `lq`, `hq` (n, 3, H, W), `key`, `category`, `text` where asked for, and messages of `damaged` samples.
+    """A batch: `lq`, `hq` (n, 3, H, W) uint8, `key`, `category`, `text` where asked for, messages of `damaged` samples.
 
     In place of a damaged sample that is skipped stands the next sound one of the batch; one that may not be skipped, or
     a batch without a sound one, leaves the messages alone. Raises ValueError where pictures differ in size.
@@ -132,8 +134,8 @@ def collate(pairs: Sequence[Pair | Damaged], settings: PairSettings) -> dict[str
     chosen = [pairs[next((p for p in sound if p >= place), sound[0])] for place in range(len(pairs))]
     held = [pair for pair in chosen if isinstance(pair, Pair)]
     batch: dict[str, Any] = {
-        "lq": _stacked([pair.lq for pair in held], settings),
-        "hq": _stacked([pair.hq for pair in held], settings),
+        "lq": _stacked([pair.lq for pair in held]),
+        "hq": _stacked([pair.hq for pair in held]),
         "key": [pair.key for pair in held],
         "category": [pair.category for pair in held],
         "damaged": damaged,
@@ -143,15 +145,14 @@ def collate(pairs: Sequence[Pair | Damaged], settings: PairSettings) -> dict[str
     return batch
 
 
-def _stacked(images: Sequence[Pixels], settings: PairSettings) -> torch.Tensor:
+def _stacked(images: Sequence[Pixels]) -> torch.Tensor:
     if len({image.shape for image in images}) > 1:
         sizes = sorted({image.shape[:2] for image in images})
         raise ValueError(f"pictures of one batch differ in size, {sizes} (height, width): set crop_px, or batch 1")
     planes = np.empty((len(images), 3, *images[0].shape[:2]), np.uint8)
     for place, image in enumerate(images):
         planes[place] = image.transpose(2, 0, 1)
-    stacked = torch.from_numpy(planes)
-    return to_unit(stacked) if settings.pixels == "float32" else stacked
+    return torch.from_numpy(planes)
 
 
 def to_unit(codes: torch.Tensor) -> torch.Tensor:
@@ -160,14 +161,18 @@ def to_unit(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _prepare(worker: int) -> None:
+    """In a worker. One that is stopped while its threads hand over a batch would abort when Python tears down, so it
+    ends without; forked ones always do."""
     prepare_worker()
+    atexit.register(os._exit, 0)
 
 
 class PairLoader:
     """Endless batches of one rank. A batch over all ranks is the next `batch` draws of the plan, and rank r of n has
     every n-th of them, from the r-th on. So ranks may change between runs, and batches stay the same together.
 
-    `position` counts draws, of all ranks, that batches handed out; batches made ahead do not count.
+    `position` counts draws, of all ranks, that were handed out in batches; batches made ahead do not count.
+    `pin_memory` helps with 8-bit pixels alone: floats are made after it.
     """
 
     def __init__(
@@ -212,6 +217,8 @@ class PairLoader:
         for batch in batches:
             if "lq" not in batch:
                 raise DamagedError("; ".join(batch["damaged"]))
+            if self._dataset.settings.pixels == "float32":  # here, since floats take long to come from a worker
+                batch |= {side: to_unit(batch[side]) for side in ("lq", "hq")}
             self.position += self._batch
             yield batch
 

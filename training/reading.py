@@ -41,19 +41,17 @@ class Reader:
 
     def read(self, ticket: Ticket) -> dict[str, bytes]:
         """Files of a sample by field. Raises FileNotFoundError, InfraError; ValueError where the tar ends before."""
-        files: dict[str, bytes] = {}
+        if not self.is_remote(ticket):
+            return {span.field: _whole(span, self._read_file(ticket, span)) for span in ticket.spans}
+        storage, files = self.storage(ticket), dict[str, bytes]()
         for group in _adjacent(ticket.spans):
-            start = group[0].offset
-            data = self._read_at(ticket, start, group[-1].offset + group[-1].size - start)
+            start, last = group[0].offset, group[-1]
+            data = storage.read_range(ticket.tar, start, last.offset + last.size - start)
             for span in group:
-                files[span.field] = data[span.offset - start :][: span.size]
-                if len(files[span.field]) != span.size:
-                    raise ValueError(f"{self.url(ticket)}: the tar ends within {span.field}")
+                files[span.field] = _whole(span, data[span.offset - start :][: span.size])
         return files
 
-    def _read_at(self, ticket: Ticket, start: int, length: int) -> bytes:
-        if self.is_remote(ticket):
-            return self.storage(ticket).read_range(ticket.tar, start, length)
+    def _read_file(self, ticket: Ticket, span: Span) -> bytes:
         place = (ticket.source, ticket.tar)
         try:
             if place not in self._files:
@@ -63,11 +61,17 @@ class Reader:
                 assert path is not None
                 self._files[place] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._files.move_to_end(place)
-            return os.pread(self._files[place], length, start)
+            return os.pread(self._files[place], span.size, span.offset)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise InfraError(f"{self.storage(ticket).url(ticket.tar)}: {error}") from error
+
+
+def _whole(span: Span, data: bytes) -> bytes:
+    if len(data) != span.size:
+        raise ValueError(f"the tar ends within {span.field}")
+    return data
 
 
 def _adjacent(spans: Sequence[Span]) -> Iterator[list[Span]]:

@@ -4,12 +4,14 @@ from collections.abc import Iterable
 
 from pairforge.shards import Marker
 from pairforge.storage import Storage
-from pipelines.carry import TRANSIENT
+from pipelines.carry import OVER_BUDGET, TRANSIENT
 from pipelines.ground_truth.asks import make_asks
 from pipelines.ground_truth.plan import TruthPart
 from pipelines.ground_truth.settings import GroundTruthConfig
-from pipelines.ground_truth.trial import OVER_BUDGET
 from pipelines.retries import failed_keys
+
+_UNREADABLE = frozenset((f"{TRANSIENT}unscored", f"{TRANSIENT}malformed"))
+"""Reasons that cost money every time."""
 
 
 def has_room(config: GroundTruthConfig, category: str, spent_usd: float) -> bool:
@@ -23,10 +25,15 @@ def due_again(
 ) -> dict[str, list[str]]:
     """Keys of the records of committed parts that failed for passing reasons, by the content of their part."""
     found: dict[str, list[str]] = {}
+    readable_again = config.make.unreadable_runs
     for part, marker in made:
         passing = [reason for reason in marker.reasons if reason.startswith(TRANSIENT)]
         if OVER_BUDGET in passing and not has_room(config, part.category, spent_usd):
             passing.remove(OVER_BUDGET)
-        if passing:
-            found[part.content] = failed_keys(storage, marker, tuple(passing))
+        keys = failed_keys(storage, marker, tuple(reason for reason in passing if reason not in _UNREADABLE))
+        tried = {record.key: record.again for record in part.records}
+        unreadable = failed_keys(storage, marker, tuple(reason for reason in passing if reason in _UNREADABLE))
+        keys += [key for key in unreadable if tried[key] < readable_again]
+        if keys:
+            found[part.content] = keys
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from pairforge.shards import Marker
 from pipelines.catalog import REMOVED, Catalog
-from pipelines.ground_truth.select import PASSED, Selection
+from pipelines.ground_truth.select import PASSED, Selection, Standing
 
 
 def count_sources(catalog: Catalog, selection: Selection) -> dict[str, int]:
@@ -42,6 +42,16 @@ def _refused(counts: Mapping[str, int], selection: Selection) -> Iterator[tuple[
     told = {**listed, "removed": gone, "too_small_or_no_photo": small}
     yield "catalog", {name: count for name, count in told.items() if count}
     yield from selection.refused().items()
+
+
+def unlisted(catalog: Catalog, selection: Selection) -> Iterator[Standing]:
+    """Standings of the sources that were refused before screening; of those seen more than once, as last seen."""
+    screened = {each.source_id for each in selection.standings}
+    rows = {(row.uri, row.locator): row for batch in catalog.read_batches() for row in batch}
+    for row in rows.values():
+        if not row.source_id or row.source_id not in screened:
+            reason = row.reason or "too_small_or_no_photo"
+            yield Standing(row.source_id, row.uri, row.split, "catalog", reason, row.detail, "", 0)
 
 
 def refusals(selection: Selection) -> str:

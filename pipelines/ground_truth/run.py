@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from pairforge.failpoints import failpoint
-from pairforge.journal_spend import spend, total
+from pairforge.journal_spend import Spend, spend, total
 from pairforge.protocols import BackendError
-from pairforge.records import InfraError
-from pairforge.remote import open_remote, require_prices
+from pairforge.records import DamagedError, InfraError, TooManyFailedError
+from pairforge.remote import BackendMisconfigured, open_remote, require_prices
 from pairforge.shards import Marker
+from pairforge.snapshot import open_snapshot, read_latest
 from pairforge.storage import Storage, open_storage
 from pipelines.carry import (
     NOBODY,
+    OVER_BUDGET,
     Tally,
     Watchers,
     carry_parts,
     check_failed,
+    in_words,
     raise_given_up,
     stopping_on_sigint,
 )
@@ -27,15 +30,14 @@ from pipelines.catalog import Catalog
 from pipelines.engine import Engine
 from pipelines.ground_truth.due import due_again, has_room
 from pipelines.ground_truth.lease import Hold, leased
-from pipelines.ground_truth.make import MAKE
+from pipelines.ground_truth.make import MAKE, asks_models
 from pipelines.ground_truth.place import Place
 from pipelines.ground_truth.plan import TruthPart, make_settings, plan_truth
-from pipelines.ground_truth.report import count_sources, funnel, refusals
+from pipelines.ground_truth.report import count_sources, funnel, refusals, unlisted
 from pipelines.ground_truth.screen import Chunk, ScreenSettings, chunks, screen_stages
 from pipelines.ground_truth.select import NOT_MEASURED, Selection, read_slots, select, standings_table, write_slots
 from pipelines.ground_truth.services import Shared
 from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, ModelScreen, Service
-from pipelines.ground_truth.trial import OVER_BUDGET
 from pipelines.publication import outline_of, publish_parts, read_markers, write_run_file
 from pipelines.retries import retry
 from pipelines.run import RunReport, open_output
@@ -49,13 +51,15 @@ STANDINGS = "reports/standings.parquet"
 class TruthReport(RunReport):
     """How a ground-truth run ended. `usd` is all that was ever spent on this output.
 
-    `unmade` parts were left for want of money, `unmeasured` sources because of trouble that may pass.
+    `unmade` parts were left for want of money, `unmeasured` sources because of trouble that may pass. `left_out` pairs
+    are of sources that rules refuse by now.
     """
 
     funnel: Sequence[Mapping[str, Any]] = ()
     unmade: int = 0
     unmeasured: int = 0
     usd: float = 0.0
+    left_out: int = 0
 
     @property
     def flawed(self) -> bool:
@@ -98,7 +102,7 @@ def retune_sources(config: GroundTruthConfig) -> list[dict[str, Any]]:
         raise ValueError(
             f"no source of {config.output} has been screened yet: `pairforge filter` without --retune does"
         )
-    storage.write(STANDINGS, standings_table(selection.standings))
+    storage.write(STANDINGS, standings_table([*unlisted(catalog, selection), *selection.standings]))
     return funnel(catalog, selection, ())
 
 
@@ -121,7 +125,7 @@ class _Line:
             self._watchers.on_phase("screening", len(selection.unfinished))
             self._screen(frozenset(selection.unfinished))
             selection = select(self._config, self.catalog, self._storage)
-        self._storage.write(STANDINGS, standings_table(selection.standings))
+        self._storage.write(STANDINGS, standings_table([*unlisted(self.catalog, selection), *selection.standings]))
         note("selected", sources=len(selection.selected), fresh=len(selection.fresh))
         return selection
 
@@ -160,6 +164,7 @@ class _Line:
         """Make what is selected and not committed, and publish."""
         config, storage, watchers = self._config, self._storage, self._watchers
         spends = spend(storage)
+        self._check_journal(spends)
         spent_usd = total(spends).usd
         self._take_back(selection)
         self._send_again(spent_usd)
@@ -169,6 +174,10 @@ class _Line:
         note("planned", records=planned.records, parts=len(planned.parts), parts_done=len(planned.done))
         write_run_file(storage, config, planned)
         failpoint("after-plan")
+        before = Tally()
+        for marker in read_markers(storage, [part.shard for part in parts if part.shard.marker in planned.done]):
+            before.add(marker)
+        check_failed(config.run, storage, before, final=False)
         tally = Tally()
         pending = [
             part
@@ -206,7 +215,11 @@ class _Line:
             all_of_it.add(marker)
         check_failed(config.run, storage, all_of_it, final=True)
         if not markers:
-            raise InfraError(f"no part could be made yet: {refusals(selection)}; the budget may leave no room")
+            cap = config.budget.cap_usd
+            room = "" if cap is None else f"; the budget of {cap:g} USD may leave no room for a request"
+            raise TooManyFailedError(f"none of {len(parts)} parts could be made{room}; refused: {refusals(selection)}")
+        if not all_of_it.fates["kept"] and self._has_pairs():
+            raise TooManyFailedError(f"no pair was kept, the snapshot before stays: {in_words(all_of_it.reasons)}")
         excluded = [
             record.key
             for part in there
@@ -230,7 +243,23 @@ class _Line:
             unmade=len(parts) - len(there),
             unmeasured=sum(each.reason == NOT_MEASURED for each in selection.standings),
             usd=total(spend(storage)).usd,
+            left_out=len(excluded),
+            newly_failed=self.catalog.newly_failed,
         )
+
+    def _has_pairs(self) -> bool:
+        """Whether `latest` points at a snapshot with pairs."""
+        return read_latest(self._storage) is not None and open_snapshot(self._storage.root).manifest.kept > 0
+
+    def _check_journal(self, spends: Mapping[str, Spend]) -> None:
+        """Raises DamagedError where the journal of a part is gone: nobody could say what was spent."""
+        if not asks_models(make_settings(self._config)):
+            return
+        present = {entry.name for entry in self._storage.list("shards/")}
+        for part in plan_truth(self._config, self.catalog):
+            if part.shard.marker in present and part.partition not in spends:
+                place = self._storage.url(f"journal/{part.partition}/")
+                raise DamagedError(f"{place} is gone: what its part has cost is not known; put it back")
 
     def _take_back(self, selection: Selection) -> None:
         """Nothing is spent on what new rules refuse: its slot is taken back unless its pair is made already."""
@@ -262,6 +291,8 @@ class _Line:
             if name not in self._asked:
                 try:
                     open_remote(service).preflight()
+                except BackendMisconfigured as error:
+                    raise BackendMisconfigured(f"service {name}: {error}") from error
                 except BackendError as error:
                     raise InfraError(f"service {name} ({service.model}) does not answer: {error}") from error
                 self._asked.add(name)

@@ -20,7 +20,7 @@ from generators.prompts import CATEGORIES, Preset, Strategy
 from generators.repeat import MAX_ROUNDS
 from generators.returned import SizeRule
 from pairforge.config import load_config
-from pairforge.config_words import near
+from pairforge.config_words import Words, near
 from pairforge.limits import Limits, Patience
 from pairforge.records import Frozen
 from pairforge.remote_base import Endpoint
@@ -29,16 +29,23 @@ from qc.alignment import AlignmentLimits
 from qc.gain import GainRule
 from qc.verdict import VerdictRule
 
-ScorerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
-Weights = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+ScorerName = Annotated[
+    str,
+    Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", description="its own among all steps; names of its values begin with it"),
+    Words("1 to 40 characters of a-z, 0-9 and _, the first a letter"),
+]
+Weights = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$"), Words("16 characters of 0-9 and a-f")]
 _WEIGHTS = "hash of its files; a wrong one is refused with the right one named"
+_DEVICE = "what it computes on, as torch names it: cpu, cuda, cuda:1"
+_SCORER = "what measures"
+_SERVICE = "name of the service that is asked"
 
 
 class Service(Endpoint):
     """One remote model: where it is served, what it costs, how fast and how long it is asked."""
 
-    limits: Limits = Limits()
-    patience: Patience = Patience()
+    limits: Limits = Field(Limits(), description="how fast it is asked")
+    patience: Patience = Field(Patience(), description="how long one question is asked again")
 
 
 class Screen(Frozen):
@@ -48,7 +55,7 @@ class Screen(Frozen):
     """
 
     name: ScorerName
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = Field((), description="tried in their order; the first that fails refuses the source")
 
     def identity(self) -> dict[str, Any]:
         """What determines the values, without the place of a model and without the rules."""
@@ -66,7 +73,7 @@ class Screen(Frozen):
 class StatisticsScreen(Screen):
     """Weight-free measurements (`filters.statistics.MEASURES`) and the perceptual hash that duplicates are found by."""
 
-    scorer: Literal["statistics"]
+    scorer: Literal["statistics"] = Field(description=_SCORER)
     name: ScorerName = "statistics"
 
     def measures(self) -> frozenset[str]:
@@ -76,7 +83,7 @@ class StatisticsScreen(Screen):
 class ModelScreen(Screen):
     model: str = Field(description="folder or file of the model, at the same path on every worker")
     weights: Weights = Field(description=_WEIGHTS)
-    device: str = "cpu"
+    device: str = Field("cpu", description=_DEVICE)
 
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in super().identity().items() if name != "device"}
@@ -85,7 +92,7 @@ class ModelScreen(Screen):
 class ClipScreen(ModelScreen):
     """Zero-shot scores by category and an embedding, through open_clip."""
 
-    scorer: Literal["clip"]
+    scorer: Literal["clip"] = Field(description=_SCORER)
     name: ScorerName = "clip"
     prompts: str | None = Field(None, description="file of texts by category; ours where absent")
     model_name: str | None = Field(None, description="architecture, where `model` is a bare checkpoint")
@@ -97,7 +104,7 @@ class ClipScreen(ModelScreen):
 class WatermarkScreen(ModelScreen):
     """Watermarks, logos and captions, through OWLv2."""
 
-    scorer: Literal["watermark"]
+    scorer: Literal["watermark"] = Field(description=_SCORER)
     name: ScorerName = "watermark"
     least_score: float = Field(0.2, gt=0, lt=1, description="of a find that counts as area")
 
@@ -108,10 +115,10 @@ class WatermarkScreen(ModelScreen):
 class ClassifierScreen(ModelScreen):
     """Labels of a timm model of your own."""
 
-    scorer: Literal["classifier"]
+    scorer: Literal["classifier"] = Field(description=_SCORER)
     name: ScorerName = "classifier"
-    labels: tuple[str, ...] = ()
-    model_name: str | None = None
+    labels: tuple[str, ...] = Field((), description="names of the outputs in order; those of the model where empty")
+    model_name: str | None = Field(None, description="architecture, where `model` is a bare checkpoint")
     several: bool = Field(False, description="labels may coincide: a logistic each, else a softmax")
 
     def measures(self) -> frozenset[str] | None:
@@ -121,9 +128,9 @@ class ClassifierScreen(ModelScreen):
 class VlmScreen(Screen):
     """Presence of every degradation and cleanliness, as a language model sees them."""
 
-    scorer: Literal["vlm"]
+    scorer: Literal["vlm"] = Field(description=_SCORER)
     name: ScorerName = "vlm"
-    service: str = Field(description="name of the service that is asked")
+    service: str = Field(description=_SERVICE)
     asks: int = Field(2, ge=1, le=10, description="how often one source is asked about while no answer can be read")
 
     @property
@@ -149,15 +156,15 @@ class Duplicates(Frozen):
 class HeldOut(Frozen):
     """A folder of a benchmark, whose pictures (or near copies) must not be trained on."""
 
-    name: Name
-    url: str
+    name: Name = Field(description="what it is called where a source is refused for it")
+    url: str = Field(description="folder, glob, or s3:// URL of one")
 
 
 class Levels(Frozen):
     """Sampling by quality: `edges` cut the values of `measure` into levels, taken in the proportion of `shares`."""
 
-    measure: str
-    edges: tuple[float, ...] = Field(min_length=1)
+    measure: str = Field(description="name of the number, e.g. statistics.sharpness")
+    edges: tuple[float, ...] = Field(min_length=1, description="rising; a number on an edge is of the level above it")
     shares: tuple[int, ...] = Field(min_length=2, description="of the levels from the lowest values to the highest")
 
     @model_validator(mode="after")
@@ -174,11 +181,11 @@ class Levels(Frozen):
 class Category(Frozen):
     """What belongs to a category: sources that pass all rules of `when`; of several, that with the highest `score`."""
 
-    name: Name
-    when: tuple[Rule, ...] = ()
+    name: Name = Field(description=f"one of {', '.join(CATEGORIES)}")
+    when: tuple[Rule, ...] = Field((), description="rules that its sources pass; all sources where empty")
     score: str | None = Field(None, description="measure; a category without one is as good as a score of 0")
     quota: int | None = Field(None, ge=1, description="most sources of it")
-    levels: Levels | None = None
+    levels: Levels | None = Field(None, description="sampling by quality; none where absent")
     base: Normalisation | None = Field(None, description="how its sources are cut; as the config's base where absent")
 
     @field_validator("name")
@@ -192,11 +199,13 @@ class Category(Frozen):
 class Select(Frozen):
     """Who of the screened goes on, decided over the whole catalog."""
 
-    licences: LicenceRule | None = None
-    duplicates: Duplicates = Duplicates()
-    held_out: tuple[HeldOut, ...] = ()
+    licences: LicenceRule | None = Field(None, description="licences that pass; all where absent")
+    duplicates: Duplicates = Field(Duplicates(), description="when two sources are one picture")
+    held_out: tuple[HeldOut, ...] = Field((), description="benchmarks whose pictures are refused")
     held_out_bits: int = Field(8, ge=0, le=15, description="a source this near to a held-out picture is refused")
-    categories: tuple[Category, ...] = Field(min_length=1)
+    categories: tuple[Category, ...] = Field(
+        min_length=1, description="where sources go; of equal scores the first listed, and what fits none is refused"
+    )
 
     @field_validator("categories")
     @classmethod
@@ -210,25 +219,25 @@ class Select(Frozen):
 class ClassicalFrom(Frozen):
     """Weight-free restorers: they make demo and tests real, not good data."""
 
-    backend: Literal["classical"]
+    backend: Literal["classical"] = Field(description="who makes images")
 
 
 class ServiceFrom(Frozen):
     """An image model behind a service."""
 
-    backend: Literal["service"]
-    service: str
-    size: SizeRule = SizeRule()
+    backend: Literal["service"] = Field(description="who makes images")
+    service: str = Field(description=_SERVICE)
+    size: SizeRule = Field(SizeRule(), description="sizes that the model makes, and those of answers that are taken")
 
 
 class DiffusersFrom(Frozen):
     """An edit pipeline of the diffusers library, on the device of the make stage."""
 
-    backend: Literal["diffusers"]
+    backend: Literal["diffusers"] = Field(description="who makes images")
     model: str = Field(description="folder of the pipeline, at the same path on every worker")
     weights: Weights = Field(description=_WEIGHTS)
-    device: str = "cuda"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    device: str = Field("cuda", description=_DEVICE)
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type of its numbers")
     offload: bool = Field(False, description="keep only what computes in the memory of the device")
     options: Mapping[str, Any] = Field({}, description="of the kind of pipeline, see generators.diffusion")
 
@@ -242,13 +251,16 @@ class Repeat(Frozen):
     service: str | None = Field(
         None, description="vision-language model that assesses and compares; measured values where absent"
     )
-    max_rounds: int = Field(MAX_ROUNDS, ge=1, le=16)
+    max_rounds: int = Field(MAX_ROUNDS, ge=1, le=16, description="restorations of one attempt, at most")
 
 
 class Prompts(Frozen):
     """What the generator is told. `adaptive` needs somebody who writes."""
 
-    strategy: Strategy = "fixed_no_change"
+    strategy: Strategy = Field(
+        "fixed_no_change",
+        description="the instruction of the category, the same with a ban on changes of content, one for each picture",
+    )
     writer: str | None = Field(None, description="name of the service that writes adaptive prompts")
 
     @model_validator(mode="after")
@@ -261,23 +273,23 @@ class Prompts(Frozen):
 class MetricJudgeFrom(Frozen):
     """Weight-free measures mapped to scores: no model, sees nothing."""
 
-    backend: Literal["metric"]
+    backend: Literal["metric"] = Field(description="who judges")
 
 
 class ServiceJudgeFrom(Frozen):
     """A vision-language model behind a service."""
 
-    backend: Literal["service"]
-    service: str
+    backend: Literal["service"] = Field(description="who judges")
+    service: str = Field(description=_SERVICE)
 
 
 class LocalJudgeFrom(Frozen):
     """A vision-language model of the transformers library (Qwen3-VL), on the device of the make stage."""
 
-    backend: Literal["transformers"]
+    backend: Literal["transformers"] = Field(description="who judges")
     model: str = Field(description="folder of the model, at the same path on every worker")
     weights: Weights = Field(description=_WEIGHTS)
-    device: str = "cuda"
+    device: str = Field("cuda", description=_DEVICE)
 
 
 AnyJudge = Annotated[MetricJudgeFrom | ServiceJudgeFrom | LocalJudgeFrom, Field(discriminator="backend")]
@@ -286,42 +298,51 @@ AnyJudge = Annotated[MetricJudgeFrom | ServiceJudgeFrom | LocalJudgeFrom, Field(
 class Checks(Frozen):
     """What a candidate must pass before a judge is asked; null leaves a check out."""
 
-    alignment: AlignmentLimits | None = AlignmentLimits()
-    gain: GainRule | None = GainRule()
+    alignment: AlignmentLimits | None = Field(
+        AlignmentLimits(), description="the same scene at the same place as in the source"
+    )
+    gain: GainRule | None = Field(GainRule(), description="measurably better than the source")
 
 
 class Make(Frozen):
     """How the clean side is made and judged."""
 
-    generator: AnyGenerator
+    generator: AnyGenerator = Field(description="who makes the clean side")
     fallback: ServiceFrom | None = Field(
         None, description="asked where the generator's service stays away beyond its patience; the choice is kept"
     )
-    repeat: Repeat | None = None
-    prompts: Prompts = Prompts()
-    judge: AnyJudge
-    checks: Checks = Checks()
-    verdict: VerdictRule = VerdictRule()
-    preset: Preset = "default"
+    repeat: Repeat | None = Field(None, description="several rounds of restoration an attempt; one where absent")
+    prompts: Prompts = Field(Prompts(), description="what the generator is told")
+    judge: AnyJudge = Field(description="who scores what the generator made")
+    checks: Checks = Field(Checks(), description="what a candidate must pass before the judge is asked")
+    verdict: VerdictRule = Field(VerdictRule(), description="scores that accept")
+    preset: Preset = Field(
+        "default",
+        description="instructions after a rejection: default asks for all that failed so far; "
+        "ggt100k stays with that of attempt 2, and regenerates twice",
+    )
     loop: LoopPolicy | None = Field(None, description="regenerations; those of the preset where absent")
+    unreadable_runs: int = Field(
+        3, ge=0, description="later runs that ask again by themselves about a record whose answers could not be read"
+    )
     in_flight: int = Field(16, ge=1, le=1024, description="records of a part that wait for services at once")
 
 
 class Money(Frozen):
     """A hard limit on all that was ever spent on this output."""
 
-    cap_usd: float | None = Field(None, ge=0)
+    cap_usd: float | None = Field(None, ge=0, description="no request is made that could pass it; none where absent")
 
 
 class GroundTruthConfig(BaseConfig):
     """A ground-truth run: what every config states, and how its sources are screened, selected and restored."""
 
-    line: Literal["ground_truth"]
+    line: Literal["ground_truth"] = Field(description="real photos are restored")
     services: dict[Name, Service] = Field({}, description="remote models by a name of yours")
-    screen: tuple[AnyScreen, ...] = Field(min_length=1)
-    select: Select
-    make: Make
-    budget: Money
+    screen: tuple[AnyScreen, ...] = Field(min_length=1, description="steps that measure and refuse, cheap ones first")
+    select: Select = Field(description="who of the screened goes on")
+    make: Make = Field(description="how the clean side is made and judged")
+    budget: Money = Field(description="what may be spent")
 
     @field_validator("screen")
     @classmethod
@@ -341,6 +362,10 @@ class GroundTruthConfig(BaseConfig):
             if self.services[name].backend.endswith("_images") != images:
                 wanted = "openai_images or gemini_images" if images else "openai_chat or gemini_chat"
                 raise ValueError(f"{where}: service {name!r} is {self.services[name].backend}, needed: {wanted}")
+        known = [*(f"screen_{step.name}" for step in self.screen), "make"]
+        for name in (*self.run.stages, *self.run.pools):
+            if name not in known:
+                raise ValueError(f"run: stage {name!r} is unknown{near(name, known)}; allowed: {', '.join(known)}")
         if self.shards.layers:
             raise ValueError("shards.layers: pairs of the ground-truth line have no supervision layers")
         if self.select.duplicates.least_cosine is not None and not self.step("clip"):

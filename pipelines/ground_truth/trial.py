@@ -1,7 +1,7 @@
 """One record through prompt, generator, checks, judge and feedback; every question at its place in the journal."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from pairforge.records import Asset, Fate, Generation
 from pairforge.remote import paying
 from pairforge.rng import seed_for
 from pipelines.bases import Base
+from pipelines.carry import OVER_BUDGET
 from pipelines.carry import TRANSIENT as DUE_AGAIN
 from pipelines.ground_truth.plan import SelectedRecord, loop_policy
 from pipelines.ground_truth.settings import Make
@@ -34,7 +35,6 @@ from qc.alignment import measure_alignment
 from qc.gain import GainRule, measure_gain, measure_quality
 from qc.verdict import decide
 
-OVER_BUDGET = f"{DUE_AGAIN}over_budget"
 _ASPECT_OF = {"content_changed": "object_consistency"}
 """Of limits of alignment; the others are about geometry."""
 
@@ -195,7 +195,7 @@ class Trial:
         broken = checks.alignment.broken(numbers, max(self.base.pixels.shape[:2])) if checks.alignment else ()
         if broken:
             aspects = sorted({_ASPECT_OF.get(name, "geometry_alignment") for name in broken})
-            return Assessment(False, tuple(aspects), None, f"check: {', '.join(broken)}")
+            return Assessment(False, tuple(aspects), None, f"check: {', '.join(broken)} ({_measured(numbers)})")
         if checks.gain is not None and not checks.gain.passed(numbers):
             told = f"check: quality_gain {numbers['quality_gain']:.3f}, at least {checks.gain.least_gain:g} is needed"
             return Assessment(False, ("restoration_quality",), None, told)
@@ -231,6 +231,15 @@ class Trial:
             told["scores"], told["reasons"] = dict(judgement.scores), dict(judgement.reasons)
             told["agreement"] = decide(judgement, self.desk.make.verdict).agreement
         return told
+
+
+def _measured(numbers: Mapping[str, float]) -> str:
+    """What alignment was decided on."""
+    return (
+        f"shift {numbers['ecc_shift_px']:.2f} px, rotation {numbers['ecc_rotation_deg']:.2f} deg, flow "
+        f"{numbers['flow_median_px']:.2f} px and at most {numbers['flow_p95_px']:.2f}, structure lost "
+        f"{numbers['structure_lost_frac']:.2f}"
+    )
 
 
 def _asset(candidate: Candidate) -> Asset:

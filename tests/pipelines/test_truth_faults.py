@@ -17,6 +17,7 @@ import pytest
 from generators.prompts import Preset, next_instruction
 from pairforge.protocols import ASPECTS
 from pairforge.rng import rng_for
+from pipelines.carry import OVER_BUDGET
 from pipelines.console import FLAWED
 from pipelines.ground_truth import trial
 from pipelines.ground_truth.place import placed
@@ -172,7 +173,7 @@ def test_a_cap_is_kept_and_raising_it_goes_on(peace: Ended, tmp_path: Path, phot
                 assert run_here(output, photos[FEW], server, budget=cap, **SMALL).flawed
             audit(output, server.ledger, cap_usd=share * enough)
             found = fates(output).values()
-            assert {reason for fate, reason, _ in found if fate == "failed"} == {trial.OVER_BUDGET}
+            assert {reason for fate, reason, _ in found if fate == "failed"} == {OVER_BUDGET}
             before, kept = kept, sum(fate == "kept" for fate, _, _ in found)
             assert kept > before, "what is there is published"
         report = run_here(output, photos[FEW], server, budget={"cap_usd": 10 * enough}, **SMALL)
@@ -188,7 +189,7 @@ def test_what_met_passing_trouble_is_due_and_ends_as_ever(
     """A night in which the painter stays away for some records, and the judge answers others unreadably."""
     output = tmp_path / "out"
     service = Service(passing=0, hopeless=0.3, away=0.1, unscored=0.1)
-    quick: dict[str, Any] = {**SMALL, "make": {"fallback": None}}
+    quick: dict[str, Any] = {**SMALL, "make": {"fallback": None}, "run": {"max_failed_fraction": 0.9}}
     with api_server(service, MODELS, SECRET) as server:
         assert run_here(output, photos[FEW], server, **quick).flawed
         reasons = Counter(reason for fate, reason, _ in fates(output).values() if fate == "failed")

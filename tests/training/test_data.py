@@ -126,7 +126,7 @@ def shared_pool(dataset: str) -> Pool:
 @settings(max_examples=40, deadline=None)
 @given(legs=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6]), st.integers(1, 3), st.integers(0, 9)), max_size=6))
 def test_resume_neither_repeats_nor_misses_a_draw(shared_pool: Pool, legs: list[tuple[int, int, int]]) -> None:
-    """Each leg has its own number of ranks and batch, takes some batches, and is killed with batches made ahead."""
+    """Each leg has its own number of ranks and batch, takes some batches, and ends."""
     state: dict[str, Any] | None = None
     found: list[str] = []
     for ranks, per_rank, batches in [*legs, (1, 5, 2)]:
