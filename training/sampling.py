@@ -56,7 +56,7 @@ class DrawPlan:
         self._drawn = [np.zeros(len(strata), np.int64)]
 
     def epoch(self, number: int) -> Epoch:
-        """The draws of an epoch. The first call for one costs some 60 ms a million draws."""
+        """The draws of an epoch. The first call for one costs some 0.1 s a million draws."""
         return self._epoch(number)
 
     def draws(self, start: int, stop: int, stride: int = 1) -> list[Draw]:
