@@ -69,7 +69,7 @@ def make_trainer(config: TrainConfig, rank: int, tell: Tell) -> Trainer:
     pool = Pool(config.sources, f"{config.output}/index")
     shares = pool.shares(config.balance)
     plan = DrawPlan(config.seed, config.batch * config.steps, pool.strata, lambda epoch: shares)
-    settings = PairSettings(crop_px=config.crop_px, turns="d4", small="reflect", reverse=config.reverse)
+    settings = PairSettings(crop_px=config.crop_px, turns="d4", small="reflect", reverse=config.reverse, pixels="uint8")
     loader = PairLoader(
         pool,
         plan,

@@ -429,6 +429,7 @@ def test_steps_of_screening_fit_on_one_core(folder: Path, models: Models, tmp_pa
 
 @pytest.mark.usefixtures("ray_session")
 class TestRay:
+    @pytest.mark.slow
     def test_pools_of_actors_give_the_same_bytes(self, folder: Path, models: Models, tmp_path: Path) -> None:
         shares = {name: {"cpus": 0.5} for name in ("screen_statistics", "screen_clip", "make")}
         run = {"pools": {"screen_clip": {"prefetch": 0}, "make": {"prefetch": 0}}, "stages": shares}

@@ -62,6 +62,7 @@ def test_costs_are_those_of_the_papers(name: str, millions: float, giga_macs: fl
     assert count_macs(name).convolutions / 1e9 == pytest.approx(giga_macs, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_products_are_counted_apart() -> None:
     assert count_macs("nafnet32").products == 0
     assert count_macs("restormer").products / 1e9 == pytest.approx(13.89, rel=0.001)
