@@ -239,7 +239,7 @@ def _local_measurer(screen: ClipScreen | WatermarkScreen | ClassifierScreen) -> 
                 model, device, labels=screen.labels, model_name=screen.model_name, several=screen.several
             )
     _check_weights(model, screen.weights, found.revision)
-    return _Clip(found) if isinstance(screen, ClipScreen) else _OneByOne(found)
+    return ClipMeasurer(found) if isinstance(screen, ClipScreen) else _OneByOne(found)
 
 
 class _Weightless:
@@ -252,7 +252,9 @@ class _Weightless:
         return [{**self._statistics.measure(each), "hash": f"{perceptual_hash(each):016x}"} for each in pictures]
 
 
-class _Clip:
+class ClipMeasurer:
+    """CLIP scores and embeddings."""
+
     at_a_time = _AT_A_TIME
 
     def __init__(self, clip: Any) -> None:

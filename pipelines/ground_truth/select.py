@@ -255,17 +255,20 @@ def _leaked(
 ) -> dict[int, tuple[str, str, str]]:
     held: list[HeldOutPicture] = held_out_pictures(config, storage)
     own = [each for each in candidates if each.hash is not None]
-    if not held or not own:
-        return {}
-    found = leaks(_hashes(own), np.array([each.hash for each in held], np.uint64), config.select.held_out_bits)
-    return {
-        own[leak.position].order: (
-            "held_out",
-            f"held_out_{held[leak.held_out].set}",
-            f"{leak.distance} bits from {held[leak.held_out].uri}",
-        )
-        for leak in found
-    }
+    found: dict[int, tuple[str, str, str]] = {}
+    if held and own:
+        hashes = np.array([each.hash for each in held], np.uint64)
+        for leak in leaks(_hashes(own), hashes, config.select.held_out_bits):
+            near = held[leak.held_out]
+            told = f"{leak.distance} bits from {near.uri}"
+            found[own[leak.position].order] = ("held_out", f"held_out_{near.set}", told)
+    least, seen = config.select.held_out_cosine, [each for each in candidates if each.embedding is not None]
+    if least is not None and held and seen:
+        rows, others = ([each.embedding for each in several] for several in (seen, held))
+        for place, other in near_embeddings(np.array(rows, np.float32), np.array(others, np.float32), least).tolist():
+            told = f"shows what {held[other].uri} shows"
+            found.setdefault(seen[place].order, ("held_out", f"held_out_{held[other].set}", told))
+    return found
 
 
 def _duplicates(config: GroundTruthConfig, candidates: Sequence[_Candidate]) -> dict[int, tuple[str, str, str]]:

@@ -203,6 +203,9 @@ class Select(Frozen):
     duplicates: Duplicates = Field(Duplicates(), description="when two sources are one picture")
     held_out: tuple[HeldOut, ...] = Field((), description="benchmarks whose pictures are refused")
     held_out_bits: int = Field(8, ge=0, le=15, description="a source this near to a held-out picture is refused")
+    held_out_cosine: float | None = Field(
+        None, gt=0, le=1, description="the same of CLIP embeddings; they are not compared where absent"
+    )
     categories: tuple[Category, ...] = Field(
         min_length=1, description="where sources go; of equal scores the first listed, and what fits none is refused"
     )
@@ -368,8 +371,9 @@ class GroundTruthConfig(BaseConfig):
                 raise ValueError(f"run: stage {name!r} is unknown{near(name, known)}; allowed: {', '.join(known)}")
         if self.shards.layers:
             raise ValueError("shards.layers: pairs of the ground-truth line have no supervision layers")
-        if self.select.duplicates.least_cosine is not None and not self.step("clip"):
-            raise ValueError("select.duplicates.least_cosine needs a screening step with scorer clip")
+        cosines = (self.select.duplicates.least_cosine, self.select.held_out_cosine)
+        if any(cosine is not None for cosine in cosines) and not self.step("clip"):
+            raise ValueError("select: least_cosine and held_out_cosine need a screening step with scorer clip")
         if (self.select.duplicates.most_bits is not None or self.select.held_out) and not self.step("statistics"):
             raise ValueError("duplicates by hash and held-out folders need a screening step with scorer statistics")
         self._check_measures()

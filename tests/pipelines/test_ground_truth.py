@@ -362,7 +362,7 @@ class TestLease:
             },
             "1 edges make 2 levels, 3 shares given",
         ),
-        ({"select": {"duplicates": {"least_cosine": 0.9}, "categories": [{"name": "haze"}]}}, "needs a screening step"),
+        ({"select": {"duplicates": {"least_cosine": 0.9}, "categories": [{"name": "haze"}]}}, "need a screening step"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -34,6 +34,7 @@ from pairforge.remote import BackendMisconfigured, open_remote
 from pairforge.snapshot import open_snapshot
 from pairforge.storage import open_storage
 from pipelines import cli, console
+from pipelines.bases import normalise
 from pipelines.catalog import Catalog
 from pipelines.ground_truth import screen
 from pipelines.ground_truth.backends import screen_address
@@ -254,6 +255,32 @@ def test_duplicates_by_content_are_the_later_of_each_pair_that_is_near(
     told = {each["source_id"]: each for each in standings(tmp_path / "out").values()}
     assert {i for i, each in told.items() if each["reason"] == "same_content"} == refused
     assert refused and all(told[i]["phase"] == "duplicate" for i in refused)
+
+
+def test_what_shows_a_held_out_picture_is_refused_by_its_embedding(
+    made: GroundTruthConfig, folder: Path, models: Models, tmp_path: Path
+) -> None:
+    embeddings = {i: np.array(each.values["embedding"]) for i, each in measured(made, "clip").items()}
+    benchmark = tmp_path / "benchmark"
+    benchmark.mkdir()
+    picture = cv2.imread(str(folder / "haze" / "coffee_0.png"))
+    assert picture is not None and cv2.imwrite(str(benchmark / "bench.png"), picture[:, ::-1])
+    shutil.copytree(made.output, tmp_path / "out")
+    base = made.base.model_copy(update={"small": "keep"})
+    pixels, _, _ = normalise(np.ascontiguousarray(picture[:, ::-1, ::-1]), base)
+    held = ClipZeroShot(models.folders["clip"]).embed([pixels])[0]
+    near = sorted(float(own @ held) for own in embeddings.values())
+    least = (near[-3] + near[-4]) / 2
+    select = made.select.model_dump() | {
+        "duplicates": {"most_bits": None},
+        "held_out": [{"name": "bench", "url": str(benchmark)}],
+        "held_out_bits": 0,
+        "held_out_cosine": least,
+    }
+    screen_sources(config_of(tmp_path / "out", folder, models, select=select), here())
+    told = {each["source_id"]: each for each in standings(tmp_path / "out").values() if "/clean/" not in each["uri"]}
+    wanted = {i for i in told if float(embeddings[i] @ held) >= least}
+    assert {i for i, each in told.items() if each["reason"] == "held_out_bench"} == wanted and wanted
 
 
 @pytest.mark.parametrize("name", ["clip", "watermark", "classifier", "generator", "vlm"])
