@@ -130,8 +130,7 @@ class Backends:
 
                 return _OneByOne(ChatScorer(self.client(screen.service)))
             case _:
-                with _loading(screen.device):
-                    return _local_measurer(screen)
+                return local_measurer(screen)
 
     def generator(self, stated: AnyGenerator, category: str) -> Generator:
         """Raises BackendMisconfigured as `measurer`."""
@@ -219,7 +218,13 @@ def _check_weights(model: str, pinned: str, revision: str) -> None:
         raise ValueError(f"{model} is not the model that the config pins: weights are {found}, not {pinned}")
 
 
-def _local_measurer(screen: ClipScreen | WatermarkScreen | ClassifierScreen) -> Measurer:
+def local_measurer(screen: ClipScreen | WatermarkScreen | ClassifierScreen) -> Measurer:
+    """A model of this machine. Raises BackendMisconfigured as `Backends.measurer`."""
+    with _loading(screen.device):
+        return _loaded_measurer(screen)
+
+
+def _loaded_measurer(screen: ClipScreen | WatermarkScreen | ClassifierScreen) -> Measurer:
     model, device = screen.model, screen.device
     found: Any
     match screen:
@@ -239,7 +244,7 @@ def _local_measurer(screen: ClipScreen | WatermarkScreen | ClassifierScreen) -> 
                 model, device, labels=screen.labels, model_name=screen.model_name, several=screen.several
             )
     _check_weights(model, screen.weights, found.revision)
-    return ClipMeasurer(found) if isinstance(screen, ClipScreen) else _OneByOne(found)
+    return _Clip(found) if isinstance(screen, ClipScreen) else _OneByOne(found)
 
 
 class _Weightless:
@@ -252,7 +257,7 @@ class _Weightless:
         return [{**self._statistics.measure(each), "hash": f"{perceptual_hash(each):016x}"} for each in pictures]
 
 
-class ClipMeasurer:
+class _Clip:
     """CLIP scores and embeddings."""
 
     at_a_time = _AT_A_TIME

@@ -13,7 +13,7 @@ from pairforge.image import Pixels
 from pairforge.records import Frozen, SampleError, parse_stored
 from pairforge.storage import Storage
 from pipelines.bases import normalise
-from pipelines.ground_truth.backends import ClipMeasurer, screen_address
+from pipelines.ground_truth.backends import local_measurer, screen_address
 from pipelines.ground_truth.settings import ClipScreen, GroundTruthConfig, HeldOut
 from pipelines.reading import read_source
 from pipelines.settings import FileSources, GroupRule, Normalisation
@@ -80,7 +80,7 @@ def _embedded(
     clip: ClipScreen, base: Normalisation, listed: Sequence[Found], pictures: Sequence[HeldOutPicture]
 ) -> Iterator[HeldOutPicture]:
     """Pictures with their embeddings, by the model of the screening step, in this process."""
-    measurer = ClipMeasurer(clip)
+    measurer = local_measurer(clip)
     for found, picture in zip(listed, pictures, strict=True):
         embedding = measurer.measure([_cut(found, base)])[0]["embedding"]
         assert isinstance(embedding, list)
