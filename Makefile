@@ -30,7 +30,7 @@ train-demo: $(VENV)/.train
 	$(VENV)/bin/pairforge restore out/demo_train/model out/demo_pairs/lq -o out/demo_restored --compare
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow

@@ -65,6 +65,7 @@ def pin_sources(config: TrainConfig) -> TrainConfig:
 def make_trainer(config: TrainConfig, rank: int, tell: Tell) -> Trainer:
     """The trainer of one rank, at its latest checkpoint where there is one."""
     use_one_thread()
+    torch.set_num_threads(config.cpu_threads)
     torch.manual_seed(config.seed)
     pool = Pool(config.sources, f"{config.output}/index")
     shares = pool.shares(config.balance)

@@ -100,6 +100,9 @@ class TrainConfig(Frozen):
     checkpoints: Checkpoints = Field(description="when state is saved, and how much of it is kept")
     ranks: int = Field(1, ge=1, description="processes that train together; more than one need Ray Train")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the network computes")
+    cpu_threads: int = Field(
+        2, ge=1, description="of torch on the CPU; losses repeat bit for bit with equal numbers of them"
+    )
     loader_workers: int = Field(0, ge=0, description="processes of a rank that read pairs; 0 reads in its own")
 
     @model_validator(mode="after")

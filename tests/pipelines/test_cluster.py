@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pairforge.snapshot import open_snapshot, verify
 from pairforge.storage import open_storage
 from pipelines.run import run
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 MakeConfig = Callable[..., RunConfig]
 
 
+@pytest.mark.slow
 def test_chains_end_with_the_same_bytes_while_workers_actors_and_nodes_die(
     tmp_path: Path, photo_folder: Path, s3_url: str
 ) -> None:
