@@ -30,7 +30,8 @@ train-demo: $(VENV)/.train
 	$(VENV)/bin/pairforge restore out/demo_train/model out/demo_pairs/lq -o out/demo_restored --compare
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "not slow and not alone" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "alone and not slow"
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.alone
 def test_a_few_random_deaths_change_no_byte() -> None:
     command = [sys.executable, "benchmarks/chaos.py", "--kills", "5", "--records", "160", "--seed", "3"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 MakeConfig = Callable[..., RunConfig]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_chains_end_with_the_same_bytes_while_workers_actors_and_nodes_die(
     tmp_path: Path, photo_folder: Path, s3_url: str

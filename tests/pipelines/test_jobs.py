@@ -23,6 +23,8 @@ from pipelines.run import run, stages_of
 from tests.conftest import config_of
 from tests.pipelines.test_run import hashes
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parent.parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
 UP_WITHIN_S = 40
