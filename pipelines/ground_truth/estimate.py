@@ -31,7 +31,7 @@ from pipelines.ground_truth.due import due_again
 from pipelines.ground_truth.plan import TruthPart, plan_truth
 from pipelines.ground_truth.report import count_sources
 from pipelines.ground_truth.select import Selection, read_slots, select, write_slots
-from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, VlmScreen
+from pipelines.ground_truth.settings import GroundTruthConfig, VlmScreen
 from pipelines.publication import read_markers
 from pipelines.retries import retry
 from pipelines.stages import Pool
@@ -405,7 +405,6 @@ def _rated_s(config: GroundTruthConfig, service: str, requests: int) -> float:
 def _at_once(config: GroundTruthConfig, stage: str) -> int:
     """Parts, or chunks of sources, that a stage works on side by side."""
     make, pool = config.make, config.run.pools.get(stage)
-    weightless = isinstance(make.generator, ClassicalFrom) and isinstance(make.judge, MetricJudgeFrom)
-    if pool is None and stage == "make" and weightless:
+    if pool is None and stage == "make" and not make.asks_models:
         return config.run.workers or os.cpu_count() or 1
     return (pool or Pool()).max_actors

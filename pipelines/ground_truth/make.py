@@ -31,7 +31,6 @@ from pipelines.bases import Base, load_base, source_ref
 from pipelines.ground_truth.backends import Backends
 from pipelines.ground_truth.plan import LINE, MakeSettings, SelectedRecord, TruthPart, read_values
 from pipelines.ground_truth.services import Shared
-from pipelines.ground_truth.settings import ClassicalFrom, MetricJudgeFrom
 from pipelines.ground_truth.trial import Desk, NoPromptError, Trial
 from pipelines.stages import Stage
 from pipelines.synthesis import pixel_versions, read_asset
@@ -57,7 +56,7 @@ class TruthMaker:
         self._storage = open_storage(output)
         self._backends = Backends(settings.services, shared)
         self._writer = self._backends.client(make.prompts.writer) if make.prompts.writer else None
-        self._journaled = asks_models(settings)
+        self._journaled = make.asks_models
 
     def __call__(self, part: TruthPart) -> Marker:
         """Make every record and commit the shard. Any exception leaves the journal, and nothing else."""
@@ -131,12 +130,6 @@ class TruthMaker:
             return _ended(row, fate, reason, _detail(result))
         assert result.candidate is not None
         return _kept(part, record, row, base, result.candidate, generation)
-
-
-def asks_models(settings: MakeSettings) -> bool:
-    """Whether anybody but code of ours is asked, whose answers have to be kept."""
-    weightless = isinstance(settings.make.generator, ClassicalFrom) and isinstance(settings.make.judge, MetricJudgeFrom)
-    return bool(settings.services) or not weightless
 
 
 def make_stage(context: tuple[MakeSettings, str, Shared]) -> TruthMaker:

@@ -30,14 +30,14 @@ from pipelines.catalog import Catalog
 from pipelines.engine import Engine
 from pipelines.ground_truth.due import due_again, has_room
 from pipelines.ground_truth.lease import Hold, leased
-from pipelines.ground_truth.make import MAKE, asks_models
+from pipelines.ground_truth.make import MAKE
 from pipelines.ground_truth.place import Place
 from pipelines.ground_truth.plan import TruthPart, make_settings, plan_truth
 from pipelines.ground_truth.report import count_sources, funnel, refusals, unlisted
 from pipelines.ground_truth.screen import Chunk, ScreenSettings, chunks, screen_stages
 from pipelines.ground_truth.select import NOT_MEASURED, Selection, read_slots, select, standings_table, write_slots
 from pipelines.ground_truth.services import Shared
-from pipelines.ground_truth.settings import ClassicalFrom, GroundTruthConfig, MetricJudgeFrom, ModelScreen, Service
+from pipelines.ground_truth.settings import GroundTruthConfig, ModelScreen, Service
 from pipelines.publication import outline_of, publish_parts, read_markers, write_run_file
 from pipelines.retries import retry
 from pipelines.run import RunReport, open_output
@@ -253,7 +253,7 @@ class _Line:
 
     def _check_journal(self, spends: Mapping[str, Spend]) -> None:
         """Raises DamagedError where the journal of a part is gone: nobody could say what was spent."""
-        if not asks_models(make_settings(self._config)):
+        if not self._config.make.asks_models:
             return
         present = {entry.name for entry in self._storage.list("shards/")}
         for part in plan_truth(self._config, self.catalog):
@@ -310,20 +310,13 @@ def _spent_out(marker: Marker) -> bool:
 
 
 def _resourced(config: GroundTruthConfig, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Stages with the resources and pools that the config gives them; what loads or asks a model runs on actors.
-
-    Raises ValueError for resources or a pool of a stage that is none of the line's.
-    """
-    known = [*(stage.name for stage in screen_stages(config)), MAKE.name]
-    for name in (*config.run.stages, *config.run.pools):
-        if name not in known:
-            raise ValueError(f"run: stage {name!r} is unknown; allowed: {', '.join(known)}")
+    """Stages with the resources and pools that the config gives them; what loads or asks a model runs on actors."""
     pools = {
         f"screen_{step.name}": Pool()
         for step in config.screen
         if isinstance(step, ModelScreen) or step.service_name is not None
     }
-    if not (isinstance(config.make.generator, ClassicalFrom) and isinstance(config.make.judge, MetricJudgeFrom)):
+    if config.make.asks_models:
         pools[MAKE.name] = Pool()
     pools.update(config.run.pools)
     return tuple(

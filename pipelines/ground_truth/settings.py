@@ -330,6 +330,13 @@ class Make(Frozen):
     )
     in_flight: int = Field(16, ge=1, le=1024, description="records of a part that wait for services at once")
 
+    @property
+    def asks_models(self) -> bool:
+        """Whether anybody but code of ours is asked, whose answers have to be kept."""
+        weightless = isinstance(self.generator, ClassicalFrom) and isinstance(self.judge, MetricJudgeFrom)
+        rounds = self.repeat is not None and self.repeat.service is not None
+        return not weightless or rounds or self.fallback is not None or self.prompts.writer is not None
+
 
 class Money(Frozen):
     """A hard limit on all that was ever spent on this output."""

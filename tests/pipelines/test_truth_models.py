@@ -656,6 +656,18 @@ def test_a_budget_that_ends_while_screening_leaves_sources_due(
     assert eyes.asked.total() == 16
 
 
+def test_a_screening_service_that_joins_later_finds_no_journal_missing(
+    eyes: Eyes, service: ApiServer, folder: Path, tmp_path: Path
+) -> None:
+    """Pairs of code alone have no journal; that sources are now looked at by a model changes nothing about them."""
+    seen = seeing(tmp_path / "out", folder, service)
+    alone = seen.model_copy(update={"services": {}, "screen": seen.screen[:1]})
+    before = run_truth(alone, here())
+    assert before.fates["kept"] > 0 and not list((tmp_path / "out").glob("journal/make-*"))
+    report = run_truth(seen, here())
+    assert eyes.asked.total() > 0 and report.parts_made == 0 and report.fates == before.fates
+
+
 def test_a_step_without_rules_keeps_what_it_could_not_measure_from_the_next(
     eyes: Eyes, service: ApiServer, folder: Path, tmp_path: Path
 ) -> None:
