@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -17,7 +17,7 @@ from pairforge.config import fingerprint, load_config
 from pairforge.image import Pixels, encode_png
 from pairforge.protocols import Trouble, Usage
 from pairforge.records import Frozen
-from pairforge.remote_base import ChatRequest, Picture, RemoteError, Reply
+from pairforge.remote_base import Chat, ChatRequest, Picture, RemoteError
 
 PROMPTS = Path(__file__).parent / "prompts" / "presence.yaml"
 """The wording that comes with PairForge."""
@@ -28,18 +28,6 @@ FLAGS = ("watermark", "overlaid_text", "suitable")
 
 _Text = Annotated[str, Field(min_length=1)]
 _Category = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-
-
-class Chat(Protocol):
-    """The part of `pairforge.remote_base.Remote` that a scorer needs. Raises BackendError."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def revision(self) -> str: ...
-
-    def ask(self, request: ChatRequest) -> Reply: ...
 
 
 class PresencePrompts(Frozen):

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
 from pairforge.config import fingerprint
 from pairforge.image import Pixels, encode_png
 from pairforge.protocols import ASPECTS, Trouble, Usage
-from pairforge.remote_base import ChatRequest, Picture, RemoteError, Reply
+from pairforge.remote_base import Chat, ChatRequest, Picture, RemoteError, Reply
 
 Strategy = Literal["fixed", "fixed_no_change", "adaptive"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -30,18 +30,6 @@ LEAST_CHARACTERS, MOST_CHARACTERS = 80, 4000
 """Of what a model may write as an instruction; anything else is malformed."""
 
 _FOLDER = Path(__file__).parent / "prompts"
-
-
-class Chat(Protocol):
-    """The part of `pairforge.remote_base.Remote` that a writer of prompts needs. Raises BackendError."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def revision(self) -> str: ...
-
-    def ask(self, request: ChatRequest) -> Reply: ...
 
 
 @dataclass(frozen=True)

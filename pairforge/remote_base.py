@@ -159,6 +159,18 @@ class Reply:
         return self.data.decode()
 
 
+class Chat(Protocol):
+    """A model that answers questions in words, at a service or here. Raises BackendError."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def revision(self) -> str: ...
+
+    def ask(self, request: ChatRequest) -> Reply: ...
+
+
 class Remote(Protocol):
     """A model that answers requests. Raises BackendError for a request, BackendMisconfigured for all of them."""
 

@@ -13,8 +13,7 @@ import yaml
 from pairforge.config import fingerprint
 from pairforge.image import Pixels, encode_png
 from pairforge.protocols import Trouble
-from pairforge.remote_base import ChatRequest, Picture, RemoteError, Reply
-from qc.judges import Chat
+from pairforge.remote_base import Chat, ChatRequest, Picture, RemoteError, Reply
 
 _PROMPTS = Path(__file__).parent / "prompts" / "compare.yaml"
 ANSWERS = ("first", "second", "same")

@@ -6,7 +6,7 @@ All give the five scores of `pairforge.protocols.ASPECTS`; what they mean for th
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -14,24 +14,12 @@ import yaml
 from pairforge.config import fingerprint
 from pairforge.image import Pixels, encode_png
 from pairforge.protocols import ASPECTS, BackendError, Judgement, Trouble, Usage
-from pairforge.remote_base import ChatRequest, Picture, RemoteError, Reply
+from pairforge.remote_base import Chat, ChatRequest, Picture, RemoteError
 from qc.alignment import measure_alignment
 from qc.gain import GainRule, measure_gain, measure_quality
 from qc.verdict import answer_schema, parse_judgement
 
 _PROMPTS = Path(__file__).parent / "prompts" / "judge.yaml"
-
-
-class Chat(Protocol):
-    """The part of `pairforge.remote_base.Remote` that a judge needs. Raises BackendError."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def revision(self) -> str: ...
-
-    def ask(self, request: ChatRequest) -> Reply: ...
 
 
 class ChatJudge:

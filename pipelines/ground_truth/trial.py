@@ -16,7 +16,7 @@ from generators.loop import (
     feedback_steps,
     run_feedback,
 )
-from generators.prompts import Chat, Prompt, next_instruction, write_prompt
+from generators.prompts import Prompt, next_instruction, write_prompt
 from generators.returned import SizeRule
 from pairforge.image import Pixels
 from pairforge.journal import REPLIES, Partition
@@ -24,6 +24,7 @@ from pairforge.limits import BudgetSpent
 from pairforge.protocols import TRANSIENT, BackendError, Candidate, Generator, Judge, Trouble
 from pairforge.records import Asset, Fate, Generation
 from pairforge.remote import paying
+from pairforge.remote_base import Chat
 from pairforge.rng import seed_for
 from pipelines.bases import Base
 from pipelines.carry import OVER_BUDGET
